@@ -1,0 +1,212 @@
+"""Every option of a run, as frozen dataclasses with their defaults (those of the official code).
+
+The files in `configs/` start from `default_config()`, an `ml_collections.ConfigDict` of the same fields, and state
+only their differences; the command line may override single values. `Config.from_config_dict` checks names and types.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, get_type_hints
+
+from ml_collections import ConfigDict
+
+from clipsep_jax.structures import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SpectrogramConfig:
+    """STFT and log-frequency warp."""
+
+    sample_rate_hz: int = 16_000
+    num_samples: int = 65_535  # of one training clip
+    fft_size: int = 1024
+    hop_samples: int = 256
+    num_warped_bins: int = 256
+
+    @property
+    def num_bins(self) -> int:
+        return self.fft_size // 2 + 1
+
+    @property
+    def num_frames(self) -> int:
+        return self.num_samples // self.hop_samples + 1
+
+
+@dataclass(frozen=True)
+class MixingConfig:
+    """What a mixture's loss looks at."""
+
+    weighted: bool = True  # weight bins by log(1 + magnitude), else equally
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The mask network."""
+
+    num_levels: int = 7  # halvings of the spectrogram; its sides must be multiples of 2**num_levels
+    width: int = 64  # channels of the first level; they double a level, up to 8 times
+    num_channels: int = 32  # of the features that a query vector is multiplied with
+    num_noise_heads: int = 0
+    query_size: int = 512
+    init_std: float = 0.001  # of convolutions
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The loss; see objectives.py."""
+
+    name: str = "weighted_bce"  # "weighted_bce", "permutation_invariant" or "noise_invariant"
+    gamma: float = 0.25  # the mean noise activation that costs nothing
+    regularizer_weight: float = 0.1
+    regularizer: str = "sum"  # "sum" of the noise masks' means, or its "ratio" to the query masks'
+    noise_warmup_steps: int = 0  # train the query masks alone for so long
+
+
+@dataclass(frozen=True)
+class QueryConfig:
+    """What a training query is and where it comes from."""
+
+    kind: str = "image"  # "image" or "text"
+    source: str = "embeddings"  # "embeddings" that `prepare` stored, or "frames" encoded inside the step
+    encoder: str = ""  # Hugging Face CLIP folder or hub id; "" takes the one that prepared the records
+    prompt: str = "a photo of {}"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where clips come from and how they are cut, paired and batched."""
+
+    records: str = "data/records"
+    train_split: str = "train"
+    validation_split: str = "validation"
+    num_sources: int = 2
+    batch_size: int = 32
+    frames_per_clip: int = 3  # pictures around the centre, averaged
+    frame_margin: int = 3  # pictures before and after the centre of a clip
+    gain_min: float = 0.5
+    gain_max: float = 1.5
+    read_threads: int = 4
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    """Toy records that a config may make on first use."""
+
+    num_clips: int = 0  # 0: none are made
+    encoder_steps: int = 0  # contrastive steps of the miniature CLIP; 0 leaves it untrained
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam behind a global-norm clip, with linear warm-up and linear decay."""
+
+    learning_rate: float = 1e-3
+    warmup_steps: int = 5_000
+    decay_end_step: int = 100_000
+    final_factor: float = 0.1
+    max_gradient_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = 200_000
+    seed: int = 0
+    log_every: int = 100
+    validate_every: int = 10_000
+    validation_batches: int = 16
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of a run."""
+
+    save_every: int = 1_000
+    keep_latest: int = 2
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    spectrogram: SpectrogramConfig = field(default_factory=SpectrogramConfig)
+    mixing: MixingConfig = field(default_factory=MixingConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    query: QueryConfig = field(default_factory=QueryConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    toy: ToyConfig = field(default_factory=ToyConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @classmethod
+    def from_config_dict(cls, values: ConfigDict | dict[str, Any]) -> "Config":
+        """Builds and checks a config.
+
+        Raises:
+            InputError: a key is unknown, a value has the wrong type, or values contradict each other.
+        """
+        config = _build(cls, values.to_dict() if isinstance(values, ConfigDict) else values, "config")
+        _check(config)
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as nested plain values, which `from_config_dict` reads back."""
+        return dataclasses.asdict(self)
+
+
+def default_config() -> ConfigDict:
+    """The defaults as a locked ConfigDict, for the files in `configs/` to change."""
+    return ConfigDict(Config().to_dict())
+
+
+def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
+    hints = get_type_hints(kind)
+    arguments = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise InputError(f"{where}.{name} is not an option; {where} has {', '.join(sorted(hints))}.")
+        arguments[name] = _convert(hints[name], value, f"{where}.{name}")
+    return kind(**arguments)
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, dict):
+            raise InputError(f"{where} must be a group of options, not {value!r}.")
+        return _build(kind, value, where)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise InputError(f"{where} must be of type {kind.__name__}, not {value!r}.")
+    return value
+
+
+def _check(config: Config) -> None:
+    choices = {
+        "objective.name": (config.objective.name, ("weighted_bce", "permutation_invariant", "noise_invariant")),
+        "objective.regularizer": (config.objective.regularizer, ("sum", "ratio")),
+        "query.kind": (config.query.kind, ("image", "text")),
+        "query.source": (config.query.source, ("embeddings", "frames")),
+    }
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise InputError(f"config.{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
+    sides = {"num_warped_bins": config.spectrogram.num_warped_bins, "number of frames": config.spectrogram.num_frames}
+    for name, side in sides.items():
+        if side % 2**config.model.num_levels:
+            raise InputError(
+                f"The spectrogram's {name} is {side}, which {config.model.num_levels} levels cannot halve; "
+                f"choose a multiple of {2**config.model.num_levels} or fewer config.model.num_levels."
+            )
+    if config.objective.name == "noise_invariant" and config.model.num_noise_heads < config.data.num_sources:
+        raise InputError(
+            f"The noise invariant objective needs config.model.num_noise_heads of at least {config.data.num_sources} "
+            f"(one a source), not {config.model.num_noise_heads}."
+        )
+    if config.query.kind == "text" and config.query.source == "frames":
+        raise InputError('config.query.source = "frames" needs config.query.kind = "image".')

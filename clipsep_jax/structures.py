@@ -1,0 +1,73 @@
+"""The values that travel between modules, and the one error that users see.
+
+Shape letters, used in every signature of the package:
+
+    B  examples in a batch          N  sources in a mixture (and queries, one a source)
+    M  noise masks                  L  audio samples
+    F  linear frequency bins (513)  K  log-frequency bins (256)
+    T  spectrogram frames           Q  size of a query embedding
+    C  channels                     R  video frames of one clip around its centre
+"""
+
+from dataclasses import dataclass
+
+import jax
+from jaxtyping import Array, Float, Int, Int16, UInt8
+
+
+class InputError(ValueError):
+    """Something a user gave cannot be used. The message is one sentence: what, what is wrong, what to do."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """What the input pipeline feeds to a step.
+
+    Attributes:
+        sources: 16-bit mono audio of every source, at the sample rate of the spectrogram's config.
+        gain: factor of each source; the source is clip(sources / 32768 * gain, -1, 1).
+        query: embedding of each source's query, or its label's number, or None where the system takes no query
+            or encodes `frames` inside the step.
+        frames: RGB pictures of each source, only with `query.source = "frames"`.
+    """
+
+    sources: Int16[Array, "B N L"]
+    gain: Float[Array, "B N"]
+    query: Float[Array, "B N Q"] | Int[Array, "B N"] | None = None
+    frames: UInt8[Array, "B N R H W 3"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture on the log-frequency grid, with what a loss needs to know of it.
+
+    Attributes:
+        magnitude: warped magnitude of the mixture, above zero.
+        targets: mask of each source, in [0, 1].
+        weight: weight of each bin in the loss.
+    """
+
+    magnitude: Float[Array, "B K T"]
+    targets: Float[Array, "B N K T"]
+    weight: Float[Array, "B K T"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MaskLogits:
+    """Masks before the sigmoid: one a query, and the noise masks where the model has them."""
+
+    query: Float[Array, "B N K T"]
+    noise: Float[Array, "B M K T"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Loss:
+    """A scalar to minimise, its part per example (without batch-wide terms), and named scalars to log."""
+
+    value: Float[Array, ""]
+    per_example: Float[Array, "B"]
+    metrics: dict[str, Float[Array, ""]]

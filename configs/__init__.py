@@ -1,0 +1,1 @@
+"""Configs of training runs: `clipsep train --config=configs/NAME.py:DATASET`."""

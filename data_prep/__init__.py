@@ -1,0 +1,1 @@
+"""Turns folders of videos into records."""
