@@ -1,0 +1,55 @@
+"""The U-Net on the log-frequency spectrogram (Zhao et al., 2018, as CLIPSep uses it)."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from clipsep_jax.config import ModelConfig
+from clipsep_jax.models.layers import BatchNorm, DownConv, UpConv
+
+
+class UNet(nnx.Module):
+    """Encoder and decoder with skip connections, up to but without its last convolution.
+
+    Level i halves the sides and has min(2**i, 8) * width channels. The outermost and the innermost down convolution
+    have no BatchNorm, nor has the last convolution, which `CLIPSep` applies with the queries folded in.
+    """
+
+    def __init__(self, config: ModelConfig, *, num_in: int = 1, rngs: nnx.Rngs):
+        widths = [config.width * min(2**i, 8) for i in range(config.num_levels)]
+        last = config.num_levels - 1
+        std = config.init_std
+        self.input_norm = BatchNorm(num_in, rngs=rngs)
+        self.down = nnx.List(
+            [DownConv(a, b, init_std=std, rngs=rngs) for a, b in zip([num_in, *widths], widths, strict=False)]
+        )
+        self.down_norm = nnx.List([BatchNorm(widths[i], rngs=rngs) for i in range(1, last)])
+        # Level i reads its inner level's output and, but for the innermost, the skip of the same width.
+        self.up = nnx.List(
+            [
+                UpConv(widths[i] * (1 if i == last else 2), widths[i - 1], init_std=std, rngs=rngs)
+                for i in range(1, last + 1)
+            ]
+        )
+        self.up_norm = nnx.List([BatchNorm(widths[i - 1], rngs=rngs) for i in range(1, last + 1)])
+        self.last = UpConv(
+            widths[0] * (1 if last == 0 else 2), config.num_channels, init_std=std, use_bias=True, rngs=rngs
+        )
+
+    def __call__(self, log_magnitude: Float[Array, "B K T I"]) -> Float[Array, "B k t C"]:
+        """Features at half resolution: what `last`, the final convolution, takes."""
+        skips = self._encode(self.input_norm(log_magnitude))
+        x = skips.pop()
+        for up, norm in zip(reversed(self.up), reversed(self.up_norm), strict=True):
+            x = norm(up(jax.nn.relu(x)))
+            x = jax.numpy.concatenate([skips.pop(), x], axis=-1)
+        return jax.nn.relu(x)
+
+    def _encode(self, x: Float[Array, "B K T I"]) -> list[Array]:
+        outputs = []
+        for level, down in enumerate(self.down):
+            x = down(x if level == 0 else jax.nn.leaky_relu(x, 0.2))
+            if 0 < level < len(self.down) - 1:
+                x = self.down_norm[level - 1](x)
+            outputs.append(x)
+        return outputs

@@ -1,0 +1,65 @@
+"""The fast layers equal their plain forms, in values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from flax import nnx
+
+from clipsep_jax.models.layers import BatchNorm, strided_conv, upsample_conv
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def assert_same_function(ours, theirs, x, kernel):
+    """Values and both gradients agree to 1e-5 of the reference's norm; theirs works on PyTorch's layouts."""
+    weight = torch.tensor(kernel.transpose(3, 2, 0, 1), dtype=torch.float64, requires_grad=True)
+    image = torch.tensor(x.transpose(0, 3, 1, 2), dtype=torch.float64, requires_grad=True)
+    expected = theirs(image, weight)
+    value, pullback = jax.vjp(ours, jnp.asarray(x), jnp.asarray(kernel))
+    cotangent = random(*value.shape, seed=2)
+    expected.backward(torch.tensor(cotangent.transpose(0, 3, 1, 2), dtype=torch.float64))
+    d_x, d_kernel = pullback(jnp.asarray(cotangent))
+    pairs = [
+        (value, expected.detach().numpy().transpose(0, 2, 3, 1)),
+        (d_x, image.grad.numpy().transpose(0, 2, 3, 1)),
+        (d_kernel, weight.grad.numpy().transpose(2, 3, 1, 0)),
+    ]
+    for got, want in pairs:
+        assert got.shape == want.shape
+        assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 5), (1, 2), (1, 1), (3, 16)])
+def test_upsample_conv_equals_upsampling_then_convolving(height, width):
+    def plain(image, weight):
+        up = F.interpolate(image, scale_factor=2, mode="bilinear", align_corners=True)
+        return F.conv2d(up, weight, padding=1)
+
+    assert_same_function(upsample_conv, plain, random(2, height, width, 5), random(3, 3, 5, 4, seed=1))
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (2, 2), (6, 10)])
+def test_strided_conv_equals_convolving(height, width):
+    def plain(image, weight):
+        return F.conv2d(image, weight, stride=2, padding=1)
+
+    assert_same_function(strided_conv, plain, random(2, height, width, 3), random(4, 4, 3, 5, seed=1))
+
+
+def test_batch_norm_equals_pytorch_but_for_the_unbiased_variance():
+    x = random(4, 6, 5, 3) * 3 + 1
+    ours = BatchNorm(3, rngs=nnx.Rngs(0))
+    theirs = torch.nn.BatchNorm2d(3)
+    theirs.weight.data = torch.tensor(np.asarray(ours.scale[...]))
+    got = ours(jnp.asarray(x))
+    want = theirs(torch.tensor(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    np.testing.assert_allclose(ours.mean[...], theirs.running_mean.numpy(), atol=1e-6)
+    n = 4 * 6 * 5
+    biased = 0.9 + (theirs.running_var.numpy() - 0.9) * (n - 1) / n
+    np.testing.assert_allclose(ours.var[...], biased, atol=1e-5)
