@@ -12,7 +12,10 @@ Shape letters, used in every signature of the package:
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, Int, Int16, UInt8
+
+AnyArray = Array | np.ndarray  # a batch is made on the host and used on the device
 
 
 class InputError(ValueError):
@@ -32,10 +35,10 @@ class Batch:
         frames: RGB pictures of each source, only with `query.source = "frames"`.
     """
 
-    sources: Int16[Array, "B N L"]
-    gain: Float[Array, "B N"]
-    query: Float[Array, "B N Q"] | Int[Array, "B N"] | None = None
-    frames: UInt8[Array, "B N R H W 3"] | None = None
+    sources: Int16[AnyArray, "B N L"]
+    gain: Float[AnyArray, "B N"]
+    query: Float[AnyArray, "B N Q"] | Int[AnyArray, "B N"] | None = None
+    frames: UInt8[AnyArray, "B N R H W 3"] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -1,0 +1,284 @@
+"""The command line: one function a command. Heavy modules are imported by the command that needs them."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipsep_jax.structures import InputError
+
+EXIT_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code: 0 done, 2 input that cannot be used, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.showwarning = _show_warning
+    options, rest = _parser().parse_known_args(arguments)
+    if rest and options.command is not _train:
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}; see `clipsep {arguments[0]} --help`")
+    try:
+        return options.command(options, rest) or 0
+    except InputError as error:
+        print(f"clipsep: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    except OSError as error:
+        print(f"clipsep: {_os_error(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("clipsep: interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _os_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}."
+
+
+def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
+    if category is UserWarning:
+        print(f"clipsep: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="clipsep", description=_DESCRIPTION, allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (function, describe, text) in _COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=text.split("\n")[0],
+            description=text,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(command=function)
+        describe(command)
+    return parser
+
+
+_DESCRIPTION = "Text-queried sound separation, learned from noisy unlabeled videos (CLIPSep) in JAX."
+
+
+def _describe_prepare(parser: argparse.ArgumentParser) -> None:
+    sources = parser.add_subparsers(metavar="SOURCE", required=True)
+    videos = sources.add_parser(
+        "videos",
+        help="a folder of videos",
+        description="Reads every video below DIR and writes records, a manifest and ledger.jsonl (a line a file).\n"
+        "Running it again goes on where it stopped.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    videos.add_argument("folder", type=Path, metavar="DIR", help="folder of videos")
+    videos.add_argument("--labels", type=Path, metavar="CSV", help="with the columns video,label and maybe split")
+    videos.add_argument("--out", type=Path, required=True, metavar="RECORDS", help="folder to write")
+    videos.add_argument("--clip", metavar="MODEL", help="Hugging Face CLIP folder or hub id: stores its embeddings")
+    videos.add_argument("--workers", type=int, default=None, metavar="N", help="processes (default: one a core)")
+    videos.set_defaults(command=_prepare_videos)
+
+
+def _prepare_videos(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from data_prep.ledger import LEDGER_NAME, read_ledger, summary
+    from data_prep.videos import prepare_videos
+
+    encoder = None
+    if options.clip:
+        from clipsep_jax.encoders.clip import load_clip
+
+        encoder = load_clip(options.clip)
+    manifest = prepare_videos(
+        options.folder,
+        options.out,
+        labels_csv=options.labels,
+        encoder=encoder,
+        num_workers=options.workers or os.cpu_count() or 1,
+        command=("clipsep", *sys.argv[1:]),
+    )
+    print(summary(read_ledger(options.out / LEDGER_NAME)))
+    print(f"{manifest.counts['accepted']} records are in {options.out}.")
+
+
+def _describe_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE.py[:DATASET]", help="one of configs/, or your own")
+    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="where the run is kept")
+    parser.epilog = "Any option of the config can be set: --config.train.steps=1000 --config.data.records=DIR"
+
+
+def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int | None:
+    config = _read_config(options.config, overrides)
+    if config.toy.num_clips:
+        from clipsep_jax.demo.toy import make_toy_records
+
+        make_toy_records(Path(config.data.records), config.toy.num_clips, config.toy.encoder_steps)
+    from clipsep_jax.train import Interrupted, train
+
+    try:
+        best = train(config, options.workdir)
+    except Interrupted as stop:
+        print(f"clipsep: stopped after step {stop.step}; the same command goes on from there.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    print(f"The best model is in {best}; try `clipsep separate FILE --model {options.workdir} --query ... --out DIR`.")
+    return None
+
+
+def _read_config(spec: str, overrides: Sequence[str]) -> Any:
+    """The config of a Python file with `--config.a.b=value` overrides."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    from clipsep_jax.config import Config
+
+    path = Path(spec.rpartition(".py")[0] + ".py")
+    if not path.is_file():
+        raise InputError(f"There is no config {path}; give a file such as configs/clipsep_nit.py.")
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    try:
+        left = values(["clipsep", f"--config={spec}", *overrides])[1:]
+        if left:
+            raise InputError(f"{left[0]!r} is no option of train; see `clipsep train --help`.")
+        return Config.from_config_dict(holder.value)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(str(error.args[0] if error.args else error).split())
+        raise InputError(f"The options do not fit the config: {reason.rstrip('.')}.") from error
+
+
+def _describe_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="model directory or training workdir")
+
+
+def _describe_evaluate(parser: argparse.ArgumentParser) -> None:
+    _describe_model(parser)
+    parser.add_argument("--records", type=Path, required=True, metavar="RECORDS", help="folder of records")
+    parser.add_argument("--split", default="test", help="which of its splits (default: test)")
+    parser.add_argument("--num-mixtures", type=_positive, default=256, metavar="N", help="how many (default: 256)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of mixtures (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write scores.json and mixtures.jsonl there")
+
+
+def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from clipsep_jax.evaluate import Evaluation, table, write_scores
+    from clipsep_jax.records import RecordSet
+    from clipsep_jax.separate import Separator
+
+    separator = Separator.load(options.model)
+    evaluation = Evaluation(separator, RecordSet(options.records), options.split, options.num_mixtures, options.seed)
+    summary, rows = evaluation.run()
+    print(table(summary))
+    if options.out:
+        print(f"Scores are in {write_scores(options.out, summary, rows)}.")
+
+
+def _describe_separate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", type=Path, metavar="INPUT", help="wav, flac, mp3, ogg, or a video such as mp4")
+    _describe_model(parser)
+    parser.add_argument("--query", action="append", required=True, metavar="TEXT", help="what to pull out; repeatable")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the wav files")
+
+
+def _separate(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from clipsep_jax.separate import Separator
+
+    separator = Separator.load(options.model)
+    waveform = read_recording(options.input, separator.sample_rate_hz)
+    separation = separator.separate(waveform, options.query, progress=True)
+    paths = write_separation(options.out, options.input.stem, options.query, separation, separator.sample_rate_hz)
+    print("\n".join(map(str, paths)))
+
+
+def read_recording(path: Path, sample_rate_hz: int) -> Any:
+    """The mono sound of a sound or video file."""
+    from clipsep_jax.audio_files import SOUND_SUFFIXES, read_sound
+
+    if path.suffix.lower() in SOUND_SUFFIXES or not path.is_file():
+        return read_sound(path, sample_rate_hz)
+    from data_prep.videos import read_video_sound
+
+    return read_video_sound(path)
+
+
+def write_separation(folder: Path, name: str, queries: Sequence[str], separation: Any, rate_hz: int) -> list[Path]:
+    """Writes NAME_QUERY.wav for every query, and NAME_residual.wav."""
+    from clipsep_jax.audio_files import write_sound
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{name}_{_file_name(query)}" for query in queries]
+    names = [n if names.count(n) == 1 else f"{n}_{i + 1}" for i, n in enumerate(names)]
+    paths = [folder / f"{n}.wav" for n in [*names, f"{name}_residual"]]
+    for path, sound in zip(paths, [*separation.stems, separation.residual], strict=True):
+        write_sound(path, sound, rate_hz)
+    return paths
+
+
+def _file_name(query: str) -> str:
+    letters = "".join(c if c.isalnum() else "-" for c in query.lower())
+    return "-".join(filter(None, letters.split("-")))[:60] or "query"
+
+
+def _describe_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="model directory or training workdir")
+
+
+def _info(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from clipsep_jax.model_dir import describe, open_model_dir
+
+    print(describe(open_model_dir(options.model)))
+
+
+def _describe_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
+    parser.add_argument("--videos", type=Path, metavar="DIR", help="your own videos in place of the toy set")
+    parser.add_argument("--labels", type=Path, metavar="CSV", help="their labels (video,label), for text queries")
+    parser.add_argument("--clip", metavar="MODEL", help="with --videos: CLIP folder or hub id, in place of a miniature")
+    parser.add_argument("--steps", type=_positive, metavar="N", help="training steps of the separator")
+
+
+def _demo(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from clipsep_jax.demo.run import run_demo
+
+    report = run_demo(options.out, videos=options.videos, labels=options.labels, clip=options.clip, steps=options.steps)
+    print(f"The report is in {report}.")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+_COMMANDS: dict[str, tuple[Callable, Callable[[argparse.ArgumentParser], None], str]] = {
+    "prepare": (lambda *_: None, _describe_prepare, "Turn videos into records for training."),
+    "train": (
+        _train,
+        _describe_train,
+        "Train a model; run the same command again to go on.\n\n"
+        "  clipsep train --config=configs/toy_smoke.py --workdir=runs/smoke\n"
+        "  clipsep train --config=configs/clipsep_nit.py:vggsound --workdir=runs/nit --config.train.steps=100000",
+    ),
+    "evaluate": (_evaluate, _describe_evaluate, "Score a model on held-out mixtures by text and image queries (SDR)."),
+    "separate": (
+        _separate,
+        _describe_separate,
+        "Pull a sound out of a recording by a sentence.\n\n"
+        '  clipsep separate street.wav --model runs/nit --query "a photo of accordion" --out separated',
+    ),
+    "info": (_info, _describe_info, "Say what a model directory holds."),
+    "demo": (
+        _demo,
+        _describe_demo,
+        "Run the whole job on made-up data, or on your own videos, and write a report.\n\n"
+        "  clipsep demo\n"
+        "  clipsep demo --videos DIR --labels CSV",
+    ),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Frozen networks that turn pictures and sentences into query embeddings."""

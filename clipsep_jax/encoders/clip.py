@@ -1,0 +1,315 @@
+"""CLIP as a frozen encoder of pictures and texts, read from and written as Hugging Face folders."""
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int, Int32, PyTree, UInt8
+
+from clipsep_jax.encoders.clip_network import ACTIVATIONS, CLIP_RULES, Clip, ClipConfig, TextConfig, VisionConfig
+from clipsep_jax.encoders.weights import (
+    CONFIG_FILE,
+    PICTURES_FILE,
+    WEIGHTS_FILE,
+    export_tensors,
+    load_tensors,
+    read_tensors,
+    resolve_model_folder,
+    staged_folder,
+)
+from clipsep_jax.structures import InputError
+
+# What the pictures of every CLIP go through; 3 is Pillow's number of bicubic resizing.
+_PICTURES = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
+
+
+@dataclass(frozen=True)
+class PictureConfig:
+    """How a picture becomes the vision tower's input.
+
+    Attributes:
+        mean, std: of each colour, on the scale 0 to 1.
+        squash: resize both sides freely, instead of resizing the shorter side and cropping the centre.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    squash: bool = False
+
+
+def preprocess(frames: UInt8[Array, "B H W 3"], image_size: int, config: PictureConfig) -> Float[Array, "B S S 3"]:
+    """Fit pictures to a square of `image_size` and normalise their colours, as Hugging Face's CLIP does."""
+    pixels = frames.astype(jnp.float32)
+    if frames.shape[1:3] != (image_size, image_size):
+        pixels = _fit(pixels, image_size, config.squash)
+    return (pixels / 255 - jnp.asarray(config.mean)) / jnp.asarray(config.std)
+
+
+def _fit(pixels: Float[Array, "B H W 3"], size: int, squash: bool) -> Float[Array, "B S S 3"]:
+    batch, height, width, _ = pixels.shape
+    short = min(height, width)
+    tall, wide = (size, size) if squash else (int(size * height / short), int(size * width / short))
+    # Pillow resizes 8-bit pictures one axis after the other, and rounds each time.
+    for shape in ((batch, height, wide, 3), (batch, tall, wide, 3)):
+        resized = jax.image.resize(pixels, shape, method="cubic", antialias=True)
+        pixels = jnp.clip(jnp.round(resized), 0, 255)
+    top, left = (tall - size) // 2, (wide - size) // 2
+    return pixels[:, top : top + size, left : left + size]
+
+
+@dataclass(frozen=True, eq=False)
+class ClipEncoder:
+    """A frozen CLIP with its picture settings and its tokenizer; `load_clip` makes it.
+
+    `encode_images` and `encode_texts` are pure: pass `state` as an argument of the jitted function that calls them,
+    so that the weights are no constants of the program.
+
+    Attributes:
+        name: what it was loaded by.
+        folder: where its files are.
+        state: its weights.
+    """
+
+    name: str
+    folder: Path
+    config: ClipConfig
+    pictures: PictureConfig
+    graphdef: nnx.GraphDef
+    state: PyTree
+
+    @property
+    def query_size(self) -> int:
+        """Size Q of an embedding."""
+        return self.config.projection_dim
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the square picture that the vision tower sees."""
+        return self.config.vision.image_size
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the weights' file."""
+        with (self.folder / WEIGHTS_FILE).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the folder.
+
+        Raises:
+            InputError: the tokenizer is missing, damaged or of another model.
+        """
+        return _read_tokenizer(self.folder, self.config.text)
+
+    def encode_images(self, state: PyTree, frames: UInt8[Array, "B H W 3"]) -> Float[Array, "B Q"]:
+        """Embed pictures of any size, on the device; the result has no unit length."""
+        pixels = preprocess(frames, self.image_size, self.pictures)
+        return nnx.merge(self.graphdef, state).image_features(pixels)
+
+    def encode_texts(self, state: PyTree, ids: Int[Array, "B P"]) -> Float[Array, "B Q"]:
+        """Embed token ids; the result has no unit length."""
+        return nnx.merge(self.graphdef, state).text_features(ids)
+
+    @cached_property
+    def _encode_images(self) -> Callable[..., Array]:
+        return jax.jit(self.encode_images)
+
+    @cached_property
+    def _encode_texts(self) -> Callable[..., Array]:
+        return jax.jit(self.encode_texts)
+
+    def embed_frames(self, frames: UInt8[np.ndarray, "B H W 3"], batch_size: int = 32) -> Float32[np.ndarray, "B Q"]:
+        """Embed pictures from the host; every batch is filled up to `batch_size`, so it compiles once."""
+        return self._in_batches(self._encode_images, frames, batch_size)
+
+    def embed_text(self, texts: Sequence[str], batch_size: int = 8) -> Float32[np.ndarray, "B Q"]:
+        """Embed texts from the host, with a warning for each that is too long and was cut."""
+        ids, cut = self.tokenize(texts)
+        for text, was_cut in zip(texts, cut, strict=True):
+            if was_cut:
+                start = " ".join(text.split())[:60].rstrip()
+                warnings.warn(f'the query "{start}…" was cut at {ids.shape[1]} tokens.', stacklevel=2)
+        return self._in_batches(self._encode_texts, ids, batch_size)
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "B P"], list[bool]]:
+        """Return token ids, padded to the longest text the tower takes, and whether each text was cut to that."""
+        limit = self.config.text.max_position_embeddings
+        rows = self.tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
+        ids = np.full((len(rows), limit), self.tokenizer.pad_token_id, np.int32)
+        for target, row in zip(ids, rows, strict=True):
+            whole = row if len(row) <= limit else [*row[: limit - 1], row[-1]]
+            target[: len(whole)] = whole
+        return ids, [len(row) > limit for row in rows]
+
+    def _in_batches(self, encode: Callable[..., Array], rows: np.ndarray, batch_size: int) -> np.ndarray:
+        embeddings = np.empty((len(rows), self.query_size), np.float32)
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            filled = np.pad(part, [(0, batch_size - len(part))] + [(0, 0)] * (rows.ndim - 1))
+            embeddings[start : start + len(part)] = np.asarray(encode(self.state, jnp.asarray(filled)))[: len(part)]
+        return embeddings
+
+
+def load_clip(name_or_path: str) -> ClipEncoder:
+    """Load a CLIP from a Hugging Face folder or from the Hub.
+
+    Raises:
+        InputError: the folder or one of its files is missing, damaged, or not of a CLIP that we can run.
+    """
+    folder = resolve_model_folder(name_or_path)
+    config = read_config(folder)
+    pictures = _read_pictures(folder, config.vision.image_size)
+    model = nnx.eval_shape(lambda: Clip(config, nnx.Rngs(0)))
+    load_tensors(model, read_tensors(folder), CLIP_RULES, str(folder / WEIGHTS_FILE))
+    return ClipEncoder(name_or_path, folder, config, pictures, *nnx.split(model))
+
+
+def save_clip(
+    folder: Path,
+    model: Clip,
+    config: ClipConfig,
+    tokenizer: Any,
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
+) -> None:
+    """Write a CLIP as a Hugging Face folder."""
+    from safetensors.numpy import save
+
+    size = config.vision.image_size
+    tokens = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    settings = {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.projection_dim,
+        "text_config": {**asdict(config.text), **tokens, "projection_dim": config.projection_dim},
+        "vision_config": {**asdict(config.vision), "projection_dim": config.projection_dim},
+    }
+    pictures = {
+        "image_processor_type": "CLIPImageProcessor",
+        **_PICTURES,
+        "do_center_crop": True,
+        "size": {"shortest_edge": size},
+        "crop_size": {"height": size, "width": size},
+        "image_mean": list(image_mean),
+        "image_std": list(image_std),
+    }
+    with staged_folder(folder) as staging:
+        (staging / CONFIG_FILE).write_text(json.dumps(settings, indent=2))
+        (staging / PICTURES_FILE).write_text(json.dumps(pictures, indent=2))
+        tokenizer.save_pretrained(staging)
+        (staging / WEIGHTS_FILE).write_bytes(save(export_tensors(model, CLIP_RULES), metadata={"format": "pt"}))
+
+
+def read_config(folder: Path) -> ClipConfig:
+    """Read a CLIP's `config.json`, where whatever equals Hugging Face's default may be left out.
+
+    Raises:
+        InputError: the file is missing, damaged, or not of a CLIP that we can run.
+    """
+    path = folder / CONFIG_FILE
+    values = _read_json(path)
+    if values.get("model_type", "clip") != "clip":
+        raise InputError(f"{path} is of a {values['model_type']} model; give the folder of a CLIP.")
+    text = _tower(TextConfig, values, "text_config", path)
+    vision = _tower(VisionConfig, values, "vision_config", path)
+    projection_dim = _number(values, "projection_dim", ClipConfig.projection_dim, path)
+    return ClipConfig(text, vision, projection_dim)
+
+
+def _tower(kind: type, values: dict, key: str, path: Path) -> Any:
+    # The first published configs have a `*_dict` too, and it rules.
+    given = [values[name] for name in (f"{key}_dict", key) if values.get(name) is not None]
+    found = given[0] if given else {}
+    if not isinstance(found, dict):
+        raise InputError(f"{path} has a {key} that is no table; fetch it again.")
+    chosen = {item.name: found.get(item.name, item.default) for item in fields(kind)}
+    for item in fields(kind):
+        if item.name != "hidden_act":
+            _number(chosen, item.name, item.default, path)
+    if chosen["hidden_act"] not in list(ACTIVATIONS):
+        raise InputError(
+            f"{path} asks for the activation {chosen['hidden_act']}; only {', '.join(ACTIVATIONS)} are known."
+        )
+    if chosen["hidden_size"] % chosen["num_attention_heads"]:
+        raise InputError(f"{path} has a hidden_size in {key} that its attention heads cannot share; fetch it again.")
+    return kind(**chosen)
+
+
+def _number(values: dict, name: str, default: Any, path: Path) -> Any:
+    value = values.get(name, default)
+    kinds = (int,) if isinstance(default, int) else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
+        raise InputError(f"{path} has {name} = {value}, where a number above zero is needed; correct it.")
+    return value
+
+
+def _read_pictures(folder: Path, image_size: int) -> PictureConfig:
+    path = folder / PICTURES_FILE
+    values = _read_json(path)
+    size, crop = values.get("size", image_size), values.get("crop_size", image_size)
+    squash = isinstance(size, dict) and "height" in size
+    expected = _PICTURES if squash else {**_PICTURES, "do_center_crop": True}
+    odd = [f"{name} = {values[name]}" for name, value in expected.items() if values.get(name, value) != value]
+    for name, value in (("size", size), ("crop_size", crop)):
+        sides = value.values() if isinstance(value, dict) else [value]
+        if any(side != image_size for side in sides):
+            odd.append(f"{name} = {value} for a network of {image_size} pixels")
+    if odd:
+        raise InputError(
+            f"{path} prepares pictures in a way that is not CLIP's ({', '.join(odd)}); give another model."
+        )
+    return PictureConfig(_colours(values, "image_mean", 0.0, path), _colours(values, "image_std", 1e-6, path), squash)
+
+
+def _colours(values: dict, name: str, least: float, path: Path) -> tuple[float, float, float]:
+    found = values.get(name)
+    numbers = [float(value) for value in found if isinstance(value, int | float)] if isinstance(found, list) else []
+    if len(numbers) != 3 or found != numbers or not all(least <= number < math.inf for number in numbers):
+        raise InputError(f"{path} needs three numbers from {least} up as {name}; correct it.")
+    red, green, blue = numbers
+    return red, green, blue
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        raise InputError(f"{path} is missing; give a folder with a whole model.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}); fetch it again.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is damaged (it is no table); fetch it again.")
+    return values
+
+
+def _read_tokenizer(folder: Path, config: TextConfig) -> Any:
+    from transformers import CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the Rust tokenizer raises bare exceptions
+        reason = str(error).split("\n")[0]
+        raise InputError(f"the tokenizer of {folder} is damaged or missing ({reason}); fetch it again.") from error
+    # Files under unexpected names give an almost empty tokenizer without a word.
+    if len(tokenizer) != config.vocab_size:
+        raise InputError(
+            f"the tokenizer of {folder} knows {len(tokenizer)} tokens, but its text tower {config.vocab_size}; "
+            "fetch the tokenizer files of this model again."
+        )
+    if config.eos_token_id not in (2, tokenizer.eos_token_id):
+        raise InputError(
+            f"the tokenizer of {folder} ends a text with token {tokenizer.eos_token_id}, but {CONFIG_FILE} names "
+            f"{config.eos_token_id}; correct eos_token_id."
+        )
+    return tokenizer

@@ -1,0 +1,211 @@
+"""Weights of published networks: finding a model folder, and one table that renames tensors both ways."""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from clipsep_jax.structures import InputError
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+PICTURES_FILE = "preprocessor_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, PICTURES_FILE, *TOKENIZER_FILES)
+
+LINEAR = (1, 0)  # [out, in] -> [in, out]
+CONV = (2, 3, 1, 0)  # OIHW -> HWIO
+
+_MOST_NAMED = 20
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a table that renames tensors, read in both directions.
+
+    Attributes:
+        theirs: name of the tensor in the published file. `{word}` stands for letters, digits and underscores.
+        ours: dotted path of the variable in our module, with the same `{word}`s; None where we have no use for it.
+        axes: transposition from their layout to ours; None where the layouts agree.
+    """
+
+    theirs: str
+    ours: str | None
+    axes: tuple[int, ...] | None = None
+
+    def their_name(self, path: str) -> str | None:
+        """Return the published name of one of our variables, or None if this rule is not about it."""
+        words = None if self.ours is None else _match(self.ours, path)
+        return None if words is None else self.theirs.format(**words)
+
+    def ignores(self, name: str) -> bool:
+        """Tell whether a published tensor is known and of no use."""
+        return self.ours is None and _match(self.theirs, name) is not None
+
+    def our_layout(self, tensor: np.ndarray) -> np.ndarray:
+        """Turn a tensor from their layout into ours."""
+        return tensor if self.axes is None else tensor.transpose(self.axes)
+
+    def their_layout(self, tensor: np.ndarray) -> np.ndarray:
+        """Turn a tensor from our layout into theirs."""
+        return tensor if self.axes is None else tensor.transpose(np.argsort(self.axes))
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape in their layout of a tensor that has `shape` in ours."""
+        return shape if self.axes is None else tuple(shape[axis] for axis in np.argsort(self.axes))
+
+
+def _match(template: str, text: str) -> dict[str, str] | None:
+    pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\w+)", re.escape(template))
+    found = re.fullmatch(pattern, text)
+    return found.groupdict() if found else None
+
+
+def load_tensors(module: nnx.Module, tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], source: str) -> None:
+    """Fill every variable of a module, concrete or abstract, in place; random-number state is left alone.
+
+    Args:
+        source: what the tensors were read from, for messages.
+
+    Raises:
+        InputError: names every tensor that is missing, has another shape, or has no place in the module.
+    """
+    loaded, missing, misshapen, known = [], [], [], set()
+    for path, variable in _variables(module):
+        name, rule = _published(path, rules)
+        known.add(name)
+        shape = rule.their_shape(variable.shape)
+        if name not in tensors:
+            missing.append(name)
+        elif tensors[name].shape != shape:
+            misshapen.append(f"{name} {tensors[name].shape} instead of {shape}")
+        else:
+            value = jnp.asarray(rule.our_layout(tensors[name]), variable.dtype)
+            loaded.append((path, variable.replace(value)))
+    unknown = [name for name in tensors if name not in known and not any(rule.ignores(name) for rule in rules)]
+    _refuse(source, {"missing": missing, "of another shape": misshapen, "unknown": unknown})
+    nnx.update(module, nnx.from_flat_state(loaded))
+
+
+def export_tensors(module: nnx.Module, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+    """Return every variable of a module under its published name and in the published layout."""
+    tensors = {}
+    for path, variable in _variables(module):
+        name, rule = _published(path, rules)
+        tensors[name] = np.array(rule.their_layout(np.asarray(variable[...])), order="C")
+    return tensors
+
+
+def _variables(module: nnx.Module) -> list[tuple[tuple, nnx.Variable]]:
+    return list(nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.RngState))))
+
+
+def _published(path: tuple, rules: Sequence[Rule]) -> tuple[str, Rule]:
+    dotted = ".".join(map(str, path))
+    for rule in rules:
+        if (name := rule.their_name(dotted)) is not None:
+            return name, rule
+    raise KeyError(f"no rule names {dotted}")
+
+
+def _refuse(source: str, faults: dict[str, list[str]]) -> None:
+    named = [f"{kind}: {_listed(names)}" for kind, names in faults.items() if names]
+    if named:
+        raise InputError(
+            f"{source} does not fit the network; use the weights of the configured one ({'; '.join(named)})."
+        )
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """Read `model.safetensors`; half precision becomes float32.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise InputError(f"{path} is missing; save the model with safe serialization (safetensors) first.")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged ({error}); fetch it again.") from error
+    return {name: _single_precision(tensor) for name, tensor in tensors.items()}
+
+
+def _single_precision(tensor: np.ndarray) -> np.ndarray:
+    return tensor.astype(np.float32) if tensor.dtype.name in ("float16", "bfloat16") else tensor
+
+
+def resolve_model_folder(name_or_path: str) -> Path:
+    """Return a local model folder as it is, or fetch `owner/name` from the Hugging Face Hub.
+
+    Only weights in safetensors, settings and tokenizer files are fetched.
+
+    Raises:
+        InputError: it is neither, or it cannot be fetched.
+    """
+    folder = Path(name_or_path)
+    if name_or_path and folder.is_dir():
+        return folder
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name_or_path, re.ASCII):
+        raise InputError(f"'{name_or_path}' is neither a folder nor a Hugging Face id such as owner/name; correct it.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name_or_path, allow_patterns=list(MODEL_FILES)))
+    except Exception as error:  # the client's network errors share no base class across its versions
+        reason = (str(error) or type(error).__name__).split("\n")[0].strip().rstrip(".")
+        raise InputError(
+            f"{name_or_path} is no folder here and cannot be fetched from the Hugging Face Hub ({reason}); "
+            "check the name and the connection, or give a local folder."
+        ) from error
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy the files of a model, and nothing else, from one folder to another.
+
+    Raises:
+        InputError: the source lacks its settings or its weights.
+    """
+    for name in (CONFIG_FILE, WEIGHTS_FILE, PICTURES_FILE):
+        if not (source / name).is_file():
+            raise InputError(f"{source / name} is missing; give a folder with a whole model.")
+    with staged_folder(target) as staging:
+        for name in MODEL_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, staging / name)
+
+
+@contextmanager
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """Give a scratch folder whose files move into `folder`, each whole, once the block ends without an error."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+        yield Path(scratch)
+        for path in sorted(Path(scratch).iterdir()):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(path, folder / path.name)

@@ -1,0 +1,188 @@
+"""Scores on held-out mixtures: how much of the target comes through for its query, and for the wrong one."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from clipsep_jax.files import atomic_write
+from clipsep_jax.input import ClipReader
+from clipsep_jax.metrics import sdr, summarise
+from clipsep_jax.mixing import binary_masks
+from clipsep_jax.queries import prompt_for
+from clipsep_jax.records import IndexEntry, Record, RecordSet
+from clipsep_jax.separate import Separator
+from clipsep_jax.spectrogram import istft, stft, unwarp, warp
+from clipsep_jax.structures import InputError
+
+QUERIES = ("text", "image")
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A held-out mixture: numbers of the target and the interferer in their split."""
+
+    target: int
+    interferer: int
+
+
+def draw_pairs(entries: Sequence[IndexEntry], num_mixtures: int, seed: int) -> list[Pair]:
+    """Targets go round the clips in a seeded order; each interferer is drawn among the clips of other labels.
+
+    Clips without a label count as different from all others.
+
+    Raises:
+        InputError: no clip has another one of a different label.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(entries))
+    pairs: list[Pair] = []
+    for turn in range(num_mixtures):
+        target = int(order[turn % len(order)])
+        label = entries[target].label
+        others = [i for i, e in enumerate(entries) if i != target and (not label or e.label != label)]
+        if not others:
+            raise InputError(f"A mixture needs clips of two labels, but the split has only {label!r}.")
+        pairs.append(Pair(target, int(rng.choice(others))))
+    return pairs
+
+
+@dataclass(frozen=True)
+class Mixtures:
+    """A batch of held-out mixtures; the target comes first of the two sources."""
+
+    sources: Float[np.ndarray, "B N L"]  # divided by N, so that they add up to the mixture
+    labels: list[tuple[str, ...]]
+    images: Float[np.ndarray, "B N Q"]
+
+    @property
+    def mixture(self) -> Float[np.ndarray, "B L"]:
+        return self.sources.sum(axis=1)
+
+
+class Evaluation:
+    """One model on one split.
+
+    Attributes:
+        kinds: of queries that the records allow: "image", and "text" where every clip has a label.
+    """
+
+    def __init__(self, separator: Separator, records: RecordSet, split: str, num_mixtures: int, seed: int = 0):
+        """Draws the mixtures.
+
+        Raises:
+            InputError: the split is missing or too small.
+        """
+        self.separator, self.config = separator, separator.config
+        has_embeddings = records.query_size == self.config.model.query_size
+        self.split = records.split(split, with_frames=not has_embeddings)
+        if len(self.split) < 2:
+            raise InputError(f"The split {split!r} of {records.folder} has too few clips to mix two.")
+        self.pairs = draw_pairs(self.split.entries, num_mixtures, seed)
+        labelled = all(entry.label for entry in self.split.entries)
+        self.kinds = QUERIES if labelled else ("image",)
+        spectrogram = self.config.spectrogram
+        self._reader = ClipReader(
+            self.config.data, spectrogram.num_samples, spectrogram.sample_rate_hz, "image", not has_embeddings
+        )
+        self._text: dict[str, np.ndarray] = {}
+
+    def read(self, pairs: Sequence[Pair]) -> Mixtures:
+        """The mixtures of some pairs, cut in the middle of their clips."""
+        clips = [[self._read_clip(self.split[i]) for i in (pair.target, pair.interferer)] for pair in pairs]
+        sources = np.stack([[clip[0] for clip in row] for row in clips]).astype(np.float32) / 32768
+        labels = [tuple(clip[1] for clip in row) for row in clips]
+        return Mixtures(sources / sources.shape[1], labels, np.stack([[clip[2] for clip in row] for row in clips]))
+
+    def _read_clip(self, record: Record) -> tuple[np.ndarray, str, np.ndarray]:
+        clip = self._reader(record, None)
+        embedding = clip["query"] if "query" in clip else self.separator.embed([clip["frames"]])[0]
+        return clip["sources"], record.label, embedding
+
+    def queries(self, mixtures: Mixtures, kind: str) -> Float[np.ndarray, "B N Q"]:
+        """Embeddings of both sources' queries."""
+        if kind == "image":
+            return mixtures.images
+        return np.stack([[self._text_embedding(label) for label in labels] for labels in mixtures.labels])
+
+    def _text_embedding(self, label: str) -> np.ndarray:
+        if label not in self._text:
+            self._text[label] = self.separator.embed([prompt_for(label, self.config.query.prompt)])[0]
+        return self._text[label]
+
+    def scores(self, mixtures: Mixtures) -> dict[str, np.ndarray]:
+        """SDR in dB of the target in every mixture, for each way to estimate it."""
+        target, mixture = mixtures.sources[:, 0], mixtures.mixture
+        estimates = {"mixture": mixture, "ideal_binary_mask": self._ideal(mixtures)}
+        for kind in self.kinds:
+            both = np.asarray(self.separator.separate_clips(mixture, self.queries(mixtures, kind)))
+            estimates[kind] = both[:, 0]
+            estimates["wrong_query" if kind == self.kinds[0] else f"wrong_{kind}_query"] = both[:, 1]
+        length = self.config.spectrogram.hop_samples * (self.config.spectrogram.num_frames - 1)
+        return {
+            name: np.asarray(sdr(jnp.asarray(target[:, :length]), jnp.asarray(estimate[:, :length])))
+            for name, estimate in estimates.items()
+        }
+
+    def _ideal(self, mixtures: Mixtures) -> np.ndarray:
+        """The target through its true binary mask: what a perfect prediction of the training target would give."""
+        spectrogram = self.config.spectrogram
+        mixed = stft(jnp.asarray(mixtures.mixture), spectrogram)
+        magnitude = warp(jnp.abs(stft(jnp.asarray(mixtures.sources[:, :1]), spectrogram)), spectrogram)
+        mask = binary_masks(magnitude, warp(jnp.abs(mixed) + 1e-10, spectrogram))
+        masked = unwarp(mask.astype(magnitude.dtype), spectrogram)[:, 0] * mixed
+        return np.asarray(istft(masked, spectrogram, mixtures.sources.shape[-1]))
+
+    def run(self, *, progress: bool = True) -> tuple[dict[str, dict], list[dict]]:
+        """Summaries by way of estimation, and a row a mixture.
+
+        Mixtures whose target is silent at the cut have no SDR; they are left out and counted as `skipped`.
+        """
+        rows: list[dict] = []
+        batches = [self.pairs[i : i + BATCH] for i in range(0, len(self.pairs), BATCH)]
+        for pairs in tqdm(batches, desc="evaluate", unit="batch", disable=not progress):
+            filled = [*pairs, *[pairs[-1]] * (BATCH - len(pairs))]
+            mixtures = self.read(filled)
+            scores = self.scores(mixtures)
+            for i, pair in enumerate(pairs):
+                names = {"target": self._id(pair.target), "interferer": self._id(pair.interferer)}
+                rows.append(names | {name: float(values[i]) for name, values in scores.items()})
+        kinds = [name for name in rows[0] if name not in ("target", "interferer")]
+        kept = [row for row in rows if all(np.isfinite(row[kind]) for kind in kinds)]
+        if not kept:
+            raise InputError("Every target is silent where it is cut; there is nothing to score.")
+        summary = {kind: summarise(np.array([row[kind] for row in kept])) for kind in kinds}
+        return summary | {"skipped": {"num": len(rows) - len(kept)}}, rows
+
+    def _id(self, number: int) -> str:
+        return self.split.entries[number].id
+
+
+def table(summary: dict[str, dict]) -> str:
+    """The summary as text, with the improvement over the mixture."""
+    base = summary["mixture"]["sdr_mean"]
+    lines = [f"{'estimate':<20}{'SDR mean':>10}{'± s.e.':>8}{'median':>8}{'gain':>8}   (dB, target source)"]
+    for name, row in summary.items():
+        if "sdr_mean" in row:
+            values = f"{row['sdr_mean']:>10.2f}{row['sdr_sem']:>8.2f}{row['sdr_median']:>8.2f}"
+            lines.append(f"{name:<20}{values}{row['sdr_mean'] - base:>8.2f}")
+    skipped = summary["skipped"]["num"]
+    note = f", {skipped} with a silent target left out" if skipped else ""
+    lines.append(f"{summary['mixture']['num']} mixtures{note}")
+    return "\n".join(lines)
+
+
+def write_scores(folder: Path, summary: dict[str, dict], rows: list[dict]) -> Path:
+    """Writes scores.json (the summary) and mixtures.jsonl (a line a mixture); returns the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / "mixtures.jsonl") as file:
+        file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
+    with atomic_write(folder / "scores.json") as file:
+        file.write(json.dumps(summary, indent=2).encode() + b"\n")
+    return folder / "scores.json"

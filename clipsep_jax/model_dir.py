@@ -1,0 +1,154 @@
+"""A model directory: what `separate` and `evaluate` need of a trained model, without pickle.
+
+config.json        format, the whole config, the query encoder's name and hash
+model.safetensors  parameters and running statistics; its metadata holds the step and the validation loss
+query_encoder/     a copy of the query encoder, where that was a local folder
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from clipsep_jax.config import Config
+from clipsep_jax.encoders.weights import Rule, copy_folder, export_tensors, load_tensors, read_tensors
+from clipsep_jax.files import atomic_write
+from clipsep_jax.models.clipsep import CLIPSep, build_model
+from clipsep_jax.records import EncoderInfo
+from clipsep_jax.structures import InputError
+
+FORMAT = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+ENCODER_FOLDER = "query_encoder"
+BEST_FOLDER = "best"  # in a training workdir
+
+# The network's own names, as they are.
+_OWN_NAMES = tuple(Rule(name, name) for name in ("{a}.{b}", "{a}.{b}.{c}", "{a}.{b}.{c}.{d}"))
+
+
+@dataclass(frozen=True)
+class ModelDir:
+    """A model directory that was found and whose config was read."""
+
+    folder: Path
+    config: Config
+    encoder: EncoderInfo | None
+    progress: Mapping[str, Any]  # "step" and "validation_loss", where known
+
+    @property
+    def encoder_name(self) -> str:
+        """Folder or hub id of the query encoder.
+
+        Raises:
+            InputError: the model was trained without a known encoder.
+        """
+        copy = self.folder / ENCODER_FOLDER
+        if copy.is_dir():
+            return str(copy)
+        if self.encoder is None:
+            raise InputError(f"{self.folder} does not say which query encoder it was trained with; train it again.")
+        return self.encoder.name
+
+    def load_model(self) -> CLIPSep:
+        """The network with its weights, in evaluation mode.
+
+        Raises:
+            InputError: the weights are damaged or do not fit the config.
+        """
+        model = nnx.eval_shape(lambda: build_model(self.config.model, nnx.Rngs(0)))
+        load_tensors(model, read_tensors(self.folder), _OWN_NAMES, str(self.folder / WEIGHTS_FILE))
+        model.eval()
+        return model
+
+
+def start_model_dir(folder: Path, config: Config, encoder: EncoderInfo | None) -> None:
+    """Writes all but the weights: the config, and the encoder's files where it is a local folder.
+
+    A relative folder of an encoder is looked up from the current directory.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / ENCODER_FOLDER
+    if encoder is not None and Path(encoder.name).is_dir() and not (copy / WEIGHTS_FILE).is_file():
+        copy_folder(Path(encoder.name), copy)
+    values = {
+        "format": FORMAT,
+        "query_encoder": None if encoder is None else vars(encoder),
+        "config": config.to_dict(),
+    }
+    with atomic_write(folder / CONFIG_FILE) as file:
+        file.write(json.dumps(values, indent=2).encode() + b"\n")
+
+
+def write_weights(folder: Path, model: CLIPSep, step: int, validation_loss: float | None) -> None:
+    """Writes the weights into a started model directory, whole or not at all."""
+    from safetensors.numpy import save
+
+    # One entry, because safetensors writes several in any order and equal runs shall give equal bytes.
+    metadata = {"progress": json.dumps({"step": step, "validation_loss": validation_loss})}
+    data = save({name: np.asarray(x) for name, x in export_tensors(model, _OWN_NAMES).items()}, metadata=metadata)
+    with atomic_write(folder / WEIGHTS_FILE) as file:
+        file.write(data)
+
+
+def open_model_dir(path: str | Path) -> ModelDir:
+    """Finds a model directory: `path` itself, or the best model of the training workdir `path`.
+
+    Raises:
+        InputError: there is no model, or it is damaged or of another format.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise InputError(f"{path} is no folder; give a model directory or a training workdir.")
+    folder = path if (path / CONFIG_FILE).is_file() else path / BEST_FOLDER
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise InputError(f"{path} holds no trained model: {folder / name} is missing; train one there first.")
+    values = _read_config(folder / CONFIG_FILE)
+    encoder = EncoderInfo(**values["query_encoder"]) if values.get("query_encoder") else None
+    return ModelDir(folder, Config.from_config_dict(values["config"]), encoder, _progress(folder / WEIGHTS_FILE))
+
+
+def _read_config(path: Path) -> dict:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        version = values["format"]
+        if version == FORMAT and isinstance(values["config"], dict):
+            return values
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not the config of a clipsep model; give the folder of one.") from error
+    raise InputError(f"{path} has format {version}, but this version reads {FORMAT}; update clipsep-jax.")
+
+
+def _progress(path: Path) -> Mapping[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return json.loads((file.metadata() or {}).get("progress", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}); restore the file.") from error
+
+
+def describe(model: ModelDir) -> str:
+    """What a model directory holds, for people."""
+    config = model.config
+    arrays = read_tensors(model.folder)
+    millions = sum(array.size for array in arrays.values()) / 1e6
+    frames, rate = config.spectrogram.num_frames, config.spectrogram.sample_rate_hz
+    facts = {
+        "model": str(model.folder),
+        "objective": config.objective.name,
+        "query": f"{config.query.kind}, embeddings of size {config.model.query_size}",
+        "encoder": model.encoder_name if model.encoder or (model.folder / ENCODER_FOLDER).is_dir() else "unknown",
+        "network": f"{config.model.num_levels} levels, width {config.model.width}, {millions:.2f} M values",
+        "noise heads": str(config.model.num_noise_heads),
+        "audio": f"{rate} Hz mono, chunks of {config.spectrogram.num_samples / rate:.2f} s, {frames} frames",
+        "trained": f"{model.progress.get('step', 'unknown')} steps",
+        "validation loss": str(model.progress.get("validation_loss")),
+    }
+    return "\n".join(f"{name:<16}{value}" for name, value in facts.items())

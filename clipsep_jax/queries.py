@@ -1,0 +1,94 @@
+"""What a text query is: prompts made from labels, and tables of embeddings stored with the records."""
+
+import difflib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from clipsep_jax.files import atomic_write
+from clipsep_jax.structures import InputError
+
+DEFAULT_TEMPLATE = "a photo of {}"
+
+# Their embeddings are averaged. (The official evaluation, not its inference, counts the second one twice.)
+PROMPT_ENSEMBLE = (
+    "a photo of {}.",
+    "a photo of the small {}.",
+    "a low resolution photo of a {}.",
+    "a photo of many {}.",
+)
+
+_TENSOR_NAME = "vectors"
+
+
+def prompt_for(label: str, template: str = DEFAULT_TEMPLATE) -> str:
+    """Put a label into a prompt.
+
+    Raises:
+        InputError: the template does not hold `{}` exactly once.
+    """
+    if template.count("{}") != 1:
+        raise InputError(f"The prompt template {template!r} must hold {{}} once, where the label goes.")
+    return template.replace("{}", label)
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingTable:
+    """One embedding a label.
+
+    Raises:
+        ValueError: labels repeat, or are not as many as the vectors.
+    """
+
+    labels: tuple[str, ...]
+    vectors: Float32[np.ndarray, "n Q"]
+
+    def __post_init__(self) -> None:
+        if len(set(self.labels)) != len(self.vectors) or len(self.labels) != len(self.vectors):
+            raise ValueError("an embedding table needs one vector for each of its labels, all different")
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {label: row for row, label in enumerate(self.labels)}
+
+    def lookup(self, label: str) -> Float32[np.ndarray, "Q"]:
+        """Give the embedding of a label.
+
+        Raises:
+            InputError: the table does not know the label; the nearest ones are listed.
+        """
+        if label not in self._rows:
+            nearest = difflib.get_close_matches(label, self.labels, n=3, cutoff=0.0)
+            raise InputError(f"There is no embedding of the label {label!r}; the nearest are {', '.join(nearest)}.")
+        return self.vectors[self._rows[label]]
+
+    def save(self, path: Path) -> None:
+        """Write the table as safetensors, the labels as JSON in its metadata."""
+        from safetensors.numpy import save
+
+        data = save({_TENSOR_NAME: self.vectors}, metadata={"labels": json.dumps(self.labels)})
+        with atomic_write(path) as file:
+            file.write(data)
+
+    @classmethod
+    def load(cls, path: Path) -> "EmbeddingTable":
+        """Read a table.
+
+        Raises:
+            InputError: the file is missing or is no such table.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not path.is_file():
+            raise InputError(f"There is no table of embeddings {path}; make it with `clipsep prepare`.")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                labels = json.loads((file.metadata() or {})["labels"])
+                vectors = file.get_tensor(_TENSOR_NAME)
+            return cls(tuple(str(label) for label in labels), vectors.astype(np.float32, casting="equiv", copy=False))
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is no table of embeddings ({error}); make it again.") from error

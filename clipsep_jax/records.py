@@ -1,0 +1,385 @@
+"""Records: one clip as a serialized `tf.train.Example`, shards in TFRecord framing, an offset index and a manifest.
+
+The format is described in docs/records.md. TensorFlow is neither needed nor imported.
+"""
+
+import hashlib
+import io
+import json
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import google_crc32c
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf.message import DecodeError, Message
+from jaxtyping import Float32, Int16, UInt8
+from PIL import Image
+
+from clipsep_jax.files import atomic_write
+from clipsep_jax.structures import InputError
+
+SCHEMA_VERSION = 1
+SAMPLE_RATE_HZ = 16_000
+FRAMES_PER_SECOND = 1
+FRAME_SIZE = 224
+
+MANIFEST_NAME = "manifest.json"
+LABEL_EMBEDDINGS_NAME = "label_embeddings.safetensors"
+
+_MAX_FRAME_SIDE = 4096  # pixels; a stored picture above it is taken for damage or an attack
+_TEXT = ("utf-8", "surrogateescape")  # a file name need not be valid UTF-8
+_MASK_DELTA = 0xA282EAD8
+_HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")  # length and its checksum; checksum of the data
+
+
+class CorruptRecordError(InputError):
+    """A stored record does not read back as it was written."""
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """One clip.
+
+    Attributes:
+        id: POSIX path of the clip relative to its folder.
+        label: what is heard, "" where unknown.
+        audio: 16-bit mono audio at 16 kHz; sample 0 is time 0.
+        frames: JPEG pictures, RGB, 224 x 224, one a second; picture i is the one shown at i + 0.5 s.
+        frame_embeddings: one embedding a picture, or None before they are computed.
+    """
+
+    id: str
+    label: str
+    audio: Int16[np.ndarray, "L"]
+    frames: tuple[bytes, ...]
+    frame_embeddings: Float32[np.ndarray, "num_frames Q"] | None = None
+
+
+# tf.train.Example, declared in a pool of its own, where it cannot clash with TensorFlow's registration.
+_EXAMPLE_PROTO = """
+name: "clipsep_jax/example.proto" package: "clipsep_jax" syntax: "proto3"
+message_type { name: "BytesList" field { name: "value" number: 1 type: TYPE_BYTES label: LABEL_REPEATED } }
+message_type { name: "FloatList" field { name: "value" number: 1 type: TYPE_FLOAT label: LABEL_REPEATED } }
+message_type { name: "Int64List" field { name: "value" number: 1 type: TYPE_INT64 label: LABEL_REPEATED } }
+message_type {
+  name: "Feature" oneof_decl { name: "kind" }
+  field { name: "bytes_list" number: 1 type_name: "BytesList" oneof_index: 0 }
+  field { name: "float_list" number: 2 type_name: "FloatList" oneof_index: 0 }
+  field { name: "int64_list" number: 3 type_name: "Int64List" oneof_index: 0 }
+}
+message_type {
+  name: "Features" field { name: "feature" number: 1 type_name: "FeatureEntry" label: LABEL_REPEATED }
+  nested_type {
+    name: "FeatureEntry" options { map_entry: true }
+    field { name: "key" number: 1 type: TYPE_STRING label: LABEL_OPTIONAL }
+    field { name: "value" number: 2 type_name: "Feature" label: LABEL_OPTIONAL }
+  }
+}
+message_type { name: "Example" field { name: "features" number: 1 type_name: "Features" } }
+"""
+
+
+def _example_class() -> type[Message]:
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(text_format.Parse(_EXAMPLE_PROTO, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("clipsep_jax.Example"))
+
+
+Example: Any = _example_class()
+
+
+def encode_record(record: Record) -> bytes:
+    """Serialize a record as a `tf.train.Example`; equal records give equal bytes.
+
+    Raises:
+        ValueError: the record does not hold one embedding a picture.
+        TypeError: its arrays are not int16 and float32.
+    """
+    example = Example()
+    feature = example.features.feature
+    feature["id"].bytes_list.value.append(record.id.encode(*_TEXT))
+    feature["label"].bytes_list.value.append(record.label.encode(*_TEXT))
+    feature["audio"].bytes_list.value.append(record.audio.astype("<i2", casting="equiv", copy=False).tobytes())
+    feature["sample_rate_hz"].int64_list.value.append(SAMPLE_RATE_HZ)
+    feature["frames"].bytes_list.value.extend(record.frames)
+    embeddings = record.frame_embeddings
+    if embeddings is not None:
+        if len(embeddings) != len(record.frames):
+            raise ValueError(f"{len(embeddings)} embeddings for {len(record.frames)} pictures")
+        packed = embeddings.astype("<f4", casting="equiv", copy=False).tobytes()
+        feature["frame_embeddings"].bytes_list.value.append(packed)
+        feature["query_size"].int64_list.value.append(embeddings.shape[1])
+    return example.SerializeToString(deterministic=True)
+
+
+def decode_record(data: bytes, *, with_frames: bool = True) -> Record:
+    """Read a serialized record; its arrays are read-only.
+
+    Args:
+        data: what `encode_record` gave.
+        with_frames: False leaves `frames` empty, for readers that need only audio and embeddings.
+
+    Raises:
+        CorruptRecordError: the bytes are no record.
+    """
+    try:
+        feature = Example.FromString(data).features.feature
+        missing = sorted({"id", "label", "audio", "sample_rate_hz", "frames"} - set(feature))
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        if list(feature["sample_rate_hz"].int64_list.value) != [SAMPLE_RATE_HZ]:
+            raise ValueError(f"its audio is not sampled at {SAMPLE_RATE_HZ} Hz")
+        return Record(
+            id=feature["id"].bytes_list.value[0].decode(*_TEXT),
+            label=feature["label"].bytes_list.value[0].decode(*_TEXT),
+            audio=np.frombuffer(feature["audio"].bytes_list.value[0], "<i2").astype(np.int16, copy=False),
+            frames=tuple(feature["frames"].bytes_list.value) if with_frames else (),
+            frame_embeddings=_decode_embeddings(feature),
+        )
+    except (DecodeError, IndexError, ValueError) as error:
+        raise CorruptRecordError(f"The bytes are no readable record ({error}); prepare the records again.") from error
+
+
+def _decode_embeddings(feature: Any) -> Float32[np.ndarray, "num_frames Q"] | None:
+    if "frame_embeddings" not in feature:
+        return None
+    packed = np.frombuffer(feature["frame_embeddings"].bytes_list.value[0], "<f4").astype(np.float32, copy=False)
+    return packed.reshape(len(feature["frames"].bytes_list.value), feature["query_size"].int64_list.value[0])
+
+
+def decode_frame(jpeg: bytes) -> UInt8[np.ndarray, "H W 3"]:
+    """Decode one stored picture.
+
+    Raises:
+        CorruptRecordError: it is no JPEG, is damaged, or has a side above 4096 pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
+            if max(picture.size) > _MAX_FRAME_SIDE:
+                raise CorruptRecordError(f"A stored picture has sides {picture.size}, above {_MAX_FRAME_SIDE} pixels.")
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise CorruptRecordError(f"A stored picture is no readable JPEG: {error}.") from error
+
+
+def _masked_crc32c(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def _framed(data: bytes) -> bytes:
+    length = struct.pack("<Q", len(data))
+    return length + _FOOTER.pack(_masked_crc32c(length)) + data + _FOOTER.pack(_masked_crc32c(data))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What the manifest knows of one shard file."""
+
+    name: str
+    num_records: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One line of a shard's index, and where it stands."""
+
+    shard: str  # name of the file
+    number: int  # of the record in its shard
+    offset: int  # bytes before the record's framing
+    length: int  # bytes of the serialized record, without its framing
+    id: str
+    label: str
+    num_frames: int
+    num_samples: int
+
+
+def _index_path(shard: Path) -> Path:
+    return shard.with_name(shard.name + ".index.jsonl")
+
+
+def write_shard(path: Path, records: Iterable[Record]) -> Shard:
+    """Write records into the shard `path` and their offset index beside it, each complete or not at all."""
+    digest, offset, lines = hashlib.sha256(), 0, []
+    with atomic_write(path) as file:
+        for record in records:
+            data = encode_record(record)
+            framed = _framed(data)
+            file.write(framed)
+            digest.update(framed)
+            line = {"offset": offset, "length": len(data), "id": record.id, "label": record.label}
+            lines.append(line | {"num_frames": len(record.frames), "num_samples": len(record.audio)})
+            offset += len(framed)
+    with atomic_write(_index_path(path)) as file:
+        file.writelines(json.dumps(line).encode() + b"\n" for line in lines)
+    return Shard(path.name, len(lines), offset, digest.hexdigest())
+
+
+def _read_index(folder: Path, shard: Shard) -> list[IndexEntry]:
+    path = _index_path(folder / shard.name)
+    try:
+        size = (folder / shard.name).stat().st_size
+        lines = path.read_text("utf-8").splitlines()
+        entries = [IndexEntry(shard.name, number, **json.loads(line)) for number, line in enumerate(lines)]
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename} is missing; restore it or prepare the records again.") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is no index of records; restore it or prepare the records again.") from error
+    if (len(entries), size) != (shard.num_records, shard.num_bytes):
+        told = f"{len(entries)} records in {size} bytes, but the manifest says {shard.num_records} in {shard.num_bytes}"
+        raise InputError(f"{folder / shard.name} has {told}; restore the file or prepare the records again.")
+    return entries
+
+
+class RecordSplit:
+    """Random access to the records of one split, in the order of its shards (`entries`): a data source for Grain.
+
+    Reading is safe from many threads, and the object can be sent to other processes: it holds no open file.
+    """
+
+    def __init__(self, folder: Path, name: str, shards: Sequence[Shard], *, with_frames: bool = True) -> None:
+        """Read the indexes of the shards; `with_frames=False` leaves the pictures out of the records.
+
+        Raises:
+            InputError: a shard or an index is missing, or is not what the manifest says.
+        """
+        self.name = name
+        self.entries = [entry for shard in shards for entry in _read_index(folder, shard)]
+        self._folder = folder
+        self._with_frames = with_frames
+        self._digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __repr__(self) -> str:
+        # Says what is read, not where it lies, so that a data position saved on one machine is valid on another.
+        return f"RecordSplit({self.name!r}, {len(self)} records, sha256 {self._digest[:16]})"
+
+    def __getitem__(self, index: int) -> Record:
+        """Read one record and check it.
+
+        Raises:
+            CorruptRecordError: its bytes changed since they were written.
+            IndexError: there is no such record.
+        """
+        entry = self.entries[index]
+        size = _HEADER.size + entry.length + _FOOTER.size
+        with (self._folder / entry.shard).open("rb", buffering=0) as file:
+            framed = os.pread(file.fileno(), size, entry.offset)
+        if len(framed) != size:
+            self._refuse(entry, "the file ends within it")
+        length, length_crc = _HEADER.unpack_from(framed)
+        if length != entry.length or _masked_crc32c(framed[:8]) != length_crc:
+            self._refuse(entry, "its length is wrong")
+        data = framed[_HEADER.size : -_FOOTER.size]
+        if _masked_crc32c(data) != _FOOTER.unpack(framed[-_FOOTER.size :])[0]:
+            self._refuse(entry, "its checksum is wrong")
+        return decode_record(data, with_frames=self._with_frames)
+
+    def _refuse(self, entry: IndexEntry, why: str) -> NoReturn:
+        where = f"{self._folder / entry.shard}: record {entry.number} is damaged ({why})"
+        raise CorruptRecordError(f"{where}; restore the file or prepare the records again.")
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """Which encoder made the embeddings of a set of records."""
+
+    name: str
+    sha256: str
+    query_size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of records holds."""
+
+    counts: dict[str, int]  # of "inputs", "accepted" and "rejected" clips
+    labels: dict[str, int]  # records of each known label
+    splits: dict[str, tuple[Shard, ...]]
+    encoder: EncoderInfo | None  # None where the records have no embeddings
+    inputs_sha256: str  # fingerprint of the inputs and options that the records were prepared from
+    command: tuple[str, ...] = ()  # that prepared them
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` of a folder of records; to be done last, since it says that the folder is complete."""
+    splits = {
+        name: {"num_records": sum(shard.num_records for shard in shards), "shards": [asdict(shard) for shard in shards]}
+        for name, shards in manifest.splits.items()
+    }
+    fixed = {"schema": SCHEMA_VERSION, "sample_rate_hz": SAMPLE_RATE_HZ}
+    fixed |= {"frames_per_second": FRAMES_PER_SECOND, "frame_size": FRAME_SIZE}
+    with atomic_write(folder / MANIFEST_NAME) as file:
+        file.write(json.dumps(fixed | asdict(manifest) | {"splits": splits}, indent=1).encode() + b"\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `manifest.json` of a folder of records.
+
+    Raises:
+        InputError: the folder or its manifest is missing, damaged, or of another schema.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise InputError(f"{folder} holds no complete records: there is no {MANIFEST_NAME}; run `clipsep prepare`.")
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+        schema = fields["schema"]
+        if schema == SCHEMA_VERSION:
+            return _manifest(fields)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is no manifest of records; restore it or prepare the records again.") from error
+    raise InputError(f"{path} has schema {schema}, but this version reads {SCHEMA_VERSION}; prepare the records again.")
+
+
+def _manifest(fields: dict[str, Any]) -> Manifest:
+    splits = {name: tuple(Shard(**shard) for shard in split["shards"]) for name, split in fields["splits"].items()}
+    if any(Path(shard.name).name != shard.name for shards in splits.values() for shard in shards):
+        raise ValueError("a shard lies outside the folder")
+    return Manifest(
+        counts=dict(fields["counts"]),
+        labels=dict(fields["labels"]),
+        splits=splits,
+        encoder=EncoderInfo(**fields["encoder"]) if fields["encoder"] else None,
+        inputs_sha256=fields["inputs_sha256"],
+        command=tuple(fields["command"]),
+    )
+
+
+class RecordSet:
+    """A folder of records, as `clipsep prepare` leaves it.
+
+    Attributes:
+        manifest: what the folder holds.
+        splits: names of its splits.
+        labels: the known labels, sorted.
+        encoder: of the stored embeddings, and query_size their size; both None where there are none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read the manifest.
+
+        Raises:
+            InputError: the folder or its manifest is missing, damaged, or of another schema.
+        """
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        self.splits = tuple(self.manifest.splits)
+        self.labels = tuple(sorted(self.manifest.labels))
+        self.encoder = self.manifest.encoder
+        self.query_size = self.encoder.query_size if self.encoder else None
+
+    def split(self, name: str, *, with_frames: bool = True) -> RecordSplit:
+        """Open one split; an InputError lists those that there are, or names a file that is not as it was."""
+        if name not in self.manifest.splits:
+            raise InputError(f"{self.folder} has no split {name!r}; it has {', '.join(self.splits)}.")
+        return RecordSplit(self.folder, name, self.manifest.splits[name], with_frames=with_frames)

@@ -1,0 +1,167 @@
+"""Separation of recordings of any length by queries."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32, PyTree, UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from clipsep_jax.config import Config
+from clipsep_jax.encoders.clip import ClipEncoder, load_clip
+from clipsep_jax.model_dir import ModelDir, open_model_dir
+from clipsep_jax.spectrogram import istft, log_warped_magnitude, stft, unwarp
+from clipsep_jax.structures import InputError
+
+Query = str | Image.Image | np.ndarray
+
+CHUNKS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Separation:
+    """What separation gives, at the model's sample rate and as long as the input.
+
+    Attributes:
+        stems: one a query.
+        residual: the input without the stems.
+    """
+
+    stems: Float32[np.ndarray, "N L"]
+    residual: Float32[np.ndarray, " L"]
+
+
+class Separator:
+    """A trained model and its query encoder, ready to separate.
+
+    Long input is cut into chunks of the training length that overlap by half and are cross-faded. A chunk is masked
+    by itself, so the result depends a little on where chunks begin.
+    """
+
+    def __init__(self, model_dir: ModelDir):
+        self.model_dir = model_dir
+        self.config: Config = model_dir.config
+        self.sample_rate_hz = self.config.spectrogram.sample_rate_hz
+        self._graphdef, self._state = nnx.split(model_dir.load_model())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Separator":
+        """Loads a model directory, or the best model of a training workdir.
+
+        Raises:
+            InputError: there is no model, or it is damaged.
+        """
+        return cls(open_model_dir(path))
+
+    @cached_property
+    def encoder(self) -> ClipEncoder:
+        """The query encoder; loaded when it is first needed.
+
+        Raises:
+            InputError: it cannot be found, or its embeddings have another size than the model takes.
+        """
+        encoder = load_clip(self.model_dir.encoder_name)
+        if encoder.query_size != self.config.model.query_size:
+            raise InputError(
+                f"{encoder.name} makes embeddings of size {encoder.query_size}, but {self.model_dir.folder} takes "
+                f"{self.config.model.query_size}; it is not the encoder that the model was trained with."
+            )
+        return encoder
+
+    def embed(self, queries: Sequence[Query]) -> Float32[np.ndarray, "N Q"]:
+        """Embeddings of queries: a text, a picture, an array of pictures [R H W 3] (averaged), or an embedding [Q]."""
+        return np.stack([self._embed(query) for query in queries])
+
+    def _embed(self, query: Query) -> Float32[np.ndarray, " Q"]:
+        if isinstance(query, str):
+            return self.encoder.embed_text([query])[0]
+        if isinstance(query, np.ndarray) and query.ndim == 1:
+            return query.astype(np.float32)
+        pictures = np.asarray(query.convert("RGB"))[None] if isinstance(query, Image.Image) else query
+        return self.encoder.embed_frames(_as_pictures(pictures)).mean(axis=0)
+
+    @partial(jax.jit, static_argnums=0)
+    def _masked(
+        self, state: PyTree, mixtures: Float[Array, "B L"], queries: Float[Array, "B N Q"]
+    ) -> Float[Array, "B N L"]:
+        spectrogram = self.config.spectrogram
+        spectrum = stft(mixtures, spectrogram)
+        logits = nnx.merge(self._graphdef, state)(log_warped_magnitude(jnp.abs(spectrum), spectrogram), queries)
+        masks = unwarp(jax.nn.sigmoid(logits.query), spectrogram)
+        return jnp.clip(istft(masks * spectrum[:, None], spectrogram, mixtures.shape[-1]), -1, 1)
+
+    def separate_clips(
+        self, mixtures: Float[np.ndarray, "B L"], queries: Float[np.ndarray, "B N Q"]
+    ) -> Float[Array, "B N L"]:
+        """Separates clips of the training length, each by its own query embeddings. Noise masks are not used."""
+        return self._masked(self._state, jnp.asarray(mixtures), jnp.asarray(queries))
+
+    def separate(
+        self, waveform: Float[np.ndarray, " L"], queries: Sequence[Query], *, progress: bool = False
+    ) -> Separation:
+        """Pulls the sound of every query out of a recording.
+
+        Args:
+            waveform: mono, at `sample_rate_hz`, within [-1, 1].
+            queries: see `embed`.
+            progress: show a bar on stderr.
+
+        Raises:
+            InputError: the recording is empty or holds values that are no numbers, or there is no query.
+        """
+        if not queries:
+            raise InputError("There is no query; say what to pull out.")
+        if not len(waveform) or not np.isfinite(waveform).all():
+            raise InputError("The recording is empty or holds values that are no numbers; give one with sound.")
+        embeddings = self.embed(queries)
+        stems = np.zeros((len(queries), len(waveform)), np.float32)
+        total = np.zeros(len(waveform), np.float32)
+        chunk = self.config.spectrogram.num_samples
+        starts = chunk_starts(len(waveform), chunk)
+        fade = triangle(chunk)
+        for first in tqdm(range(0, len(starts), CHUNKS_AT_ONCE), unit="chunks", disable=not progress):
+            some = starts[first : first + CHUNKS_AT_ONCE]
+            for start, separated in zip(some, self._separate_chunks(waveform, some, embeddings), strict=True):
+                length = min(chunk, len(waveform) - start)
+                stems[:, start : start + length] += separated[:, :length] * fade[:length]
+                total[start : start + length] += fade[:length]
+        stems /= total
+        return Separation(stems, (waveform - stems.sum(axis=0)).astype(np.float32))
+
+    def _separate_chunks(
+        self, waveform: np.ndarray, starts: Sequence[int], embeddings: np.ndarray
+    ) -> Float[np.ndarray, "b N L"]:
+        """The chunks at `starts`, filled up to CHUNKS_AT_ONCE so that one program serves all."""
+        chunk = self.config.spectrogram.num_samples
+        mixtures = np.zeros((CHUNKS_AT_ONCE, chunk), np.float32)
+        for row, start in zip(mixtures, starts, strict=False):
+            # Short recordings are tiled, as in training.
+            row[:] = np.resize(waveform[start : start + chunk], chunk)
+        queries = np.broadcast_to(embeddings, (CHUNKS_AT_ONCE, *embeddings.shape))
+        return np.asarray(self.separate_clips(mixtures, queries))[: len(starts)]
+
+
+def _as_pictures(pictures: np.ndarray) -> UInt8[np.ndarray, "R H W 3"]:
+    if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:
+        raise InputError(f"Pictures must be uint8 of shape [R, H, W, 3], not {pictures.dtype} {pictures.shape}.")
+    return pictures
+
+
+def chunk_starts(length: int, chunk: int) -> list[int]:
+    """Starts of chunks that overlap by half; the last one ends where the recording does."""
+    if length <= chunk:
+        return [0]
+    hop = (chunk + 1) // 2
+    return [*range(0, length - chunk, hop), length - chunk]
+
+
+def triangle(size: int) -> Float32[np.ndarray, " n"]:
+    """Cross-fading weights of a chunk, above zero everywhere."""
+    rise = np.arange(1, size + 1)
+    return (np.minimum(rise, rise[::-1]) / ((size + 1) // 2)).astype(np.float32)

@@ -1,0 +1,224 @@
+"""The training loop: batches in, checkpoints, curves and a model directory out; resumed by running it again.
+
+A workdir holds
+
+    metrics.jsonl   a line each `log_every` steps
+    tensorboard/    the same as curves
+    checkpoints/    Orbax: the latest steps and the best one
+    best/           the best model so far, as a model directory
+"""
+
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from clipsep_jax.checkpoint import Checkpoints
+from clipsep_jax.config import Config
+from clipsep_jax.distributed import local_batch_size, make_mesh, put_batch, replicated
+from clipsep_jax.encoders.clip import ClipEncoder, load_clip
+from clipsep_jax.input import Batches, build_batches, build_reader
+from clipsep_jax.metrics_log import MetricsLog
+from clipsep_jax.model_dir import BEST_FOLDER, start_model_dir, write_weights
+from clipsep_jax.records import LABEL_EMBEDDINGS_NAME, EncoderInfo, RecordSet
+from clipsep_jax.structures import InputError
+from clipsep_jax.train_step import Trainer, TrainState
+
+
+class Interrupted(Exception):
+    """Training stopped early on request, after saving `step`."""
+
+    def __init__(self, step: int):
+        super().__init__(step)
+        self.step = step
+
+
+@dataclass
+class StopRequest:
+    """Set by the first Ctrl-C or SIGTERM; the loop looks at it between steps."""
+
+    requested: bool = False
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Turns the first SIGINT or SIGTERM into a request; the second one acts as usual."""
+    stop = StopRequest()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        stop.requested = True
+        signal.signal(number, before[number])
+
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Run:
+    """The parts of one training run, built once and checked before anything is written."""
+
+    def __init__(self, config: Config, workdir: Path):
+        self.config, self.workdir = config, workdir
+        self.records = RecordSet(Path(config.data.records))
+        self.encoder = find_encoder(config, self.records)
+        self.mesh = make_mesh()
+        clip = self._load_encoder()
+        self.encoder_state = jax.device_put(clip.state, replicated(self.mesh)) if clip else None
+        self.trainer = Trainer(config, clip.encode_images if clip else None)
+        self.train_batches = self._batches(config.data.train_split, config.query.kind, training=True)
+        self.validation_batches = {
+            kind: self._batches(config.data.validation_split, kind, training=False) for kind in self._validated_kinds()
+        }
+
+    def _load_encoder(self) -> ClipEncoder | None:
+        if self.config.query.source != "frames":
+            return None
+        assert self.encoder is not None
+        clip = load_clip(self.encoder.name)
+        if clip.query_size != self.config.model.query_size:
+            raise InputError(
+                f"{self.encoder.name} makes embeddings of size {clip.query_size}; "
+                f"set --config.model.query_size={clip.query_size}."
+            )
+        return clip
+
+    def _batches(self, split: str, kind: str, *, training: bool) -> Batches:
+        return build_batches(
+            self.config,
+            self.records,
+            build_reader(self.config, self.records, kind),
+            split,
+            training=training,
+            batch_size=local_batch_size(self.config.data.batch_size, self.mesh),
+            process_index=jax.process_index(),
+            num_processes=jax.process_count(),
+        )
+
+    def _validated_kinds(self) -> list[str]:
+        """The kind that is trained on, and text too where every clip has a label with an embedding."""
+        if self.config.data.validation_split not in self.records.splits:
+            return []
+        kinds = [self.config.query.kind]
+        entries = self.records.split(self.config.data.validation_split).entries
+        has_labels = all(entry.label for entry in entries)
+        if has_labels and (self.records.folder / LABEL_EMBEDDINGS_NAME).is_file() and "text" not in kinds:
+            kinds.append("text")
+        return kinds
+
+    def validate(self, state: TrainState) -> dict[str, float]:
+        """Mean loss over the first validation batches, for each kind of query."""
+        losses = {}
+        for kind, batches in self.validation_batches.items():
+            parts = [
+                self.trainer.validation_step(state, put_batch(batches[i], self.mesh), self.encoder_state)
+                for i in range(self.config.train.validation_batches)
+            ]
+            losses[f"validation_loss_{kind}"] = float(np.mean([np.asarray(part) for part in parts]))
+        return losses
+
+
+def find_encoder(config: Config, records: RecordSet) -> EncoderInfo | None:
+    """The query encoder of a run: the config's, or else the one that prepared the records.
+
+    Raises:
+        InputError: it is not there any more, or is not the one that made the stored embeddings.
+    """
+    name = config.query.encoder or (records.encoder.name if records.encoder else "")
+    if not name:
+        if config.query.source == "frames":
+            raise InputError(f"{records.folder} names no encoder; give one with --config.query.encoder=FOLDER_OR_ID.")
+        return None
+    if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith(".")):
+        raise InputError(f"The query encoder {name} is not there any more; give it with --config.query.encoder=FOLDER.")
+    if not config.query.encoder and records.encoder:
+        return records.encoder
+    clip = load_clip(name)
+    if config.query.source == "embeddings" and records.encoder and clip.sha256 != records.encoder.sha256:
+        raise InputError(f"The embeddings in {records.folder} were made by {records.encoder.name}, not by {name}.")
+    return EncoderInfo(name, clip.sha256, clip.query_size)
+
+
+def train(config: Config, workdir: Path) -> Path:
+    """Trains to `config.train.steps`, going on from the latest checkpoint of `workdir` if there is one.
+
+    Returns:
+        The model directory of the best model (without a validation split: the latest).
+
+    Raises:
+        InputError: the config, the records or the workdir cannot be used, or the loss is not finite.
+        Interrupted: a signal asked to stop; the state is saved.
+    """
+    run = Run(config, workdir)
+    best = workdir / BEST_FOLDER
+    with Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints, stop_on_signal() as stop:
+        state = jax.device_put(run.trainer.init(), replicated(run.mesh))
+        start = checkpoints.latest_step or 0
+        if start:
+            state = checkpoints.restore(start, state)
+        if jax.process_index() == 0:
+            start_model_dir(best, config, run.encoder)
+        if not run.validation_batches:
+            tqdm.write(f"No split {config.data.validation_split!r} in {run.records.folder}: the latest model is kept.")
+        with MetricsLog(workdir, start) as log:
+            _loop(run, state, start, checkpoints, log, stop)
+    return best
+
+
+def _loop(
+    run: Run, state: TrainState, start: int, checkpoints: Checkpoints, log: MetricsLog, stop: StopRequest
+) -> None:
+    config, steps = run.config, run.config.train.steps
+    best_loss = checkpoints.best_loss
+    progress = tqdm(total=steps, initial=start, unit="step", desc="train", disable=jax.process_index() != 0)
+    batches = run.train_batches.iterate(start)
+    with progress:
+        for step in range(start + 1, steps + 1):
+            batch = put_batch(next(batches), run.mesh)
+            state, metrics = run.trainer.train_step(state, batch, run.encoder_state)
+            progress.update()
+            last = step == steps or stop.requested
+            validation = run.validate(state) if step % config.train.validate_every == 0 or step == steps else {}
+            saving = last or bool(validation) or step % config.checkpoint.save_every == 0
+            if saving or step % config.train.log_every == 0:
+                loss = _check_finite(metrics, step)
+                progress.set_postfix(loss=f"{loss:.4f}", **{k: f"{v:.4f}" for k, v in validation.items()})
+            if validation or step % config.train.log_every == 0 or step == steps:
+                log.write(step, {name: float(value) for name, value in metrics.items()} | validation)
+            if saving:
+                selected = validation.get(f"validation_loss_{config.query.kind}")
+                checkpoints.save(step, state, selected)
+                if (selected is not None and selected < best_loss) or not run.validation_batches:
+                    best_loss = best_loss if selected is None else selected
+                    _write_best(run, state, step, selected)
+            if last and step < steps:
+                raise Interrupted(step)
+
+
+def _check_finite(metrics: dict[str, Any], step: int) -> float:
+    loss = float(metrics["loss"])
+    if not math.isfinite(loss):
+        raise InputError(
+            f"The loss of step {step} is {loss}; lower --config.optimizer.learning_rate and run again, "
+            "which starts from the checkpoint before."
+        )
+    return loss
+
+
+def _write_best(run: Run, state: TrainState, step: int, validation_loss: float | None) -> None:
+    if jax.process_index() == 0:
+        model = nnx.merge(run.trainer.graphdef, state.params, state.batch_stats, copy=True)
+        write_weights(run.workdir / BEST_FOLDER, model, step, validation_loss)

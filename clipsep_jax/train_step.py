@@ -1,0 +1,114 @@
+"""The train step: state, optimizer, and one compiled function from int16 audio to new weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, PyTree
+
+from clipsep_jax.config import Config, OptimizerConfig
+from clipsep_jax.mixing import apply_gain, mix
+from clipsep_jax.models.clipsep import build_model
+from clipsep_jax.objectives import build_objective
+from clipsep_jax.structures import Batch, Loss
+
+Metrics = dict[str, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+        step: how many steps are finished, int32 of shape [].
+        params, batch_stats: parameters and running statistics, as `nnx.State`.
+        optimizer: the optimizer's state.
+    """
+
+    step: PyTree
+    params: PyTree
+    batch_stats: PyTree
+    optimizer: PyTree
+
+
+def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
+    """(step + 1) / warmup_steps, then linear to final_factor at decay_end_step, then constant; times learning_rate."""
+    warmup = max(1, config.warmup_steps)
+    rate = config.learning_rate
+    rise = optax.linear_schedule(rate / warmup, rate, max(1, warmup - 1))
+    fall = optax.linear_schedule(rate, rate * config.final_factor, max(1, config.decay_end_step - warmup))
+    return optax.join_schedules([rise, fall], [warmup])
+
+
+def build_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Adam behind a clip of the gradients' global norm."""
+    return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), optax.adam(learning_rate_schedule(config)))
+
+
+class Trainer:
+    """The pure functions of a run, built once from its config: initial state, train step, validation step."""
+
+    def __init__(self, config: Config, encode: Callable[[Any, Array], Array] | None = None):
+        """`encode(encoder_state, frames) -> embeddings` is needed with `query.source = "frames"`."""
+        self.config = config
+        self.optimizer = build_optimizer(config.optimizer)
+        self.schedule = learning_rate_schedule(config.optimizer)
+        self.objective = build_objective(config.objective)
+        self.encode = encode
+        self.graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config.model, nnx.Rngs(0))))
+        self.train_step = jax.jit(self._train_step, donate_argnums=0)
+        self.validation_step = jax.jit(self._validation_step)
+
+    @partial(jax.jit, static_argnums=0)
+    def init(self) -> TrainState:
+        """The state before the first step, from the config's seed."""
+        model = build_model(self.config.model, nnx.Rngs(self.config.train.seed))
+        _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+        return TrainState(jnp.array(0), params, batch_stats, self.optimizer.init(params))
+
+    def loss(
+        self, params: PyTree, batch_stats: PyTree, step: Array, batch: Batch, encoder: Any, training: bool
+    ) -> tuple[Float[Array, ""], tuple[Loss, PyTree]]:
+        """The loss of a batch, with its parts and the new batch statistics."""
+        model = nnx.merge(self.graphdef, params, batch_stats, copy=True)
+        model.train() if training else model.eval()
+        mixture = mix(
+            apply_gain(jnp.asarray(batch.sources), jnp.asarray(batch.gain)), self.config.spectrogram, self.config.mixing
+        )
+        logits = model(jnp.log(mixture.magnitude), self._query(batch, encoder))
+        loss = self.objective(logits, mixture, step)
+        return loss.value, (loss, nnx.state(model, nnx.BatchStat))
+
+    def _query(self, batch: Batch, encoder: Any) -> Array:
+        if batch.frames is None:
+            assert batch.query is not None
+            return jnp.asarray(batch.query)
+        assert self.encode is not None
+        b, n, r = batch.frames.shape[:3]
+        embeddings = self.encode(encoder, jnp.asarray(batch.frames).reshape(b * n * r, *batch.frames.shape[3:]))
+        return jax.lax.stop_gradient(embeddings.reshape(b, n, r, -1).mean(axis=2))
+
+    def _train_step(self, state: TrainState, batch: Batch, encoder: Any = None) -> tuple[TrainState, Metrics]:
+        gradients, (loss, batch_stats) = jax.grad(self.loss, has_aux=True)(
+            state.params, state.batch_stats, state.step, batch, encoder, training=True
+        )
+        updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": loss.value,
+            "gradient_norm": optax.tree.norm(gradients),
+            "learning_rate": self.schedule(state.step),
+            **loss.metrics,
+        }
+        return TrainState(state.step + 1, params, batch_stats, optimizer), metrics
+
+    def _validation_step(self, state: TrainState, batch: Batch, encoder: Any = None) -> Float[Array, " B"]:
+        """Loss of each example, with the running statistics."""
+        _, (loss, _) = self.loss(state.params, state.batch_stats, state.step, batch, encoder, training=False)
+        return loss.per_example

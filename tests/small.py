@@ -1,0 +1,89 @@
+"""Small records and configs that the tests share."""
+
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clipsep_jax.config import Config
+from clipsep_jax.queries import EmbeddingTable
+from clipsep_jax.records import (
+    LABEL_EMBEDDINGS_NAME,
+    EncoderInfo,
+    Manifest,
+    Record,
+    write_manifest,
+    write_shard,
+)
+
+QUERY_SIZE = 6
+LABELS = ("buzz", "hiss", "hum")
+
+
+def make_record(number: int, *, seconds: float = 2.0, query_size: int = QUERY_SIZE) -> Record:
+    """A tone and noise of its own, with plain pictures and random embeddings."""
+    rng = np.random.default_rng(number)
+    time = np.arange(int(seconds * 16_000)) / 16_000
+    sound = 0.3 * np.sin(2 * np.pi * (200 + 150 * (number % 7)) * time) + 0.05 * rng.normal(size=len(time))
+    count = max(1, int(seconds))
+    return Record(
+        id=f"clip{number}.mp4",
+        label=LABELS[number % len(LABELS)],
+        audio=(np.clip(sound, -1, 1) * 32767).astype(np.int16),
+        frames=tuple(plain_jpeg(number, i) for i in range(count)),
+        frame_embeddings=rng.normal(size=(count, query_size)).astype(np.float32),
+    )
+
+
+def plain_jpeg(number: int, second: int) -> bytes:
+    buffer = BytesIO()
+    colour = (37 * number % 256, 91 * second % 256, 128)
+    Image.new("RGB", (224, 224), colour).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def make_records(
+    folder: Path,
+    counts: dict[str, int] | None = None,
+    encoder: EncoderInfo | None = None,
+    *,
+    query_size: int = QUERY_SIZE,
+) -> Path:
+    """A folder of records with these many clips a split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    splits, start = {}, 0
+    for name, count in (counts or {"train": 9, "validation": 6, "test": 6}).items():
+        records = [make_record(start + i, query_size=query_size) for i in range(count)]
+        splits[name] = (write_shard(folder / f"{name}-00000.tfrecord", records),)
+        start += count
+    vectors = np.random.default_rng(1).normal(size=(len(LABELS), query_size)).astype(np.float32)
+    EmbeddingTable(LABELS, vectors).save(folder / LABEL_EMBEDDINGS_NAME)
+    manifest = Manifest(
+        counts={"inputs": start, "accepted": start, "rejected": 0},
+        labels=dict.fromkeys(LABELS, 1),
+        splits=splits,
+        encoder=encoder or EncoderInfo("owner/unknown", "0" * 64, query_size),
+        inputs_sha256="",
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def small_config(records: Path, **train: int) -> Config:
+    """The least network on the least spectrogram; 4 steps unless told otherwise."""
+    config = Config()
+    train = {"steps": 4, "log_every": 1, "validate_every": 2, "validation_batches": 1} | train
+    return replace(
+        config,
+        spectrogram=replace(config.spectrogram, num_samples=2047),
+        model=replace(config.model, num_levels=2, width=2, num_noise_heads=2, query_size=QUERY_SIZE, init_std=0.1),
+        objective=replace(config.objective, name="noise_invariant"),
+        data=replace(config.data, records=str(records), batch_size=2),
+        optimizer=replace(config.optimizer, warmup_steps=2),
+        train=replace(
+            config.train, **({"steps": 4, "log_every": 1, "validate_every": 2, "validation_batches": 1} | train)
+        ),
+        checkpoint=replace(config.checkpoint, save_every=2),
+    )

@@ -1,0 +1,149 @@
+"""Cuts, queries and the order of batches."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from clipsep_jax.config import Config
+from clipsep_jax.input import (
+    build_batches,
+    build_reader,
+    centre_range,
+    centre_samples,
+    crop_audio,
+    pictures_around,
+)
+from clipsep_jax.queries import EmbeddingTable
+from clipsep_jax.records import LABEL_EMBEDDINGS_NAME, RecordSet
+from clipsep_jax.structures import Batch, InputError
+from tests.small import make_record, make_records, small_config
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory) -> RecordSet:
+    return RecordSet(make_records(tmp_path_factory.mktemp("records")))
+
+
+def batches_of(records: RecordSet, *, training: bool = True, seed: int = 0, batch_size: int = 2, **kwargs):
+    config = small_config(records.folder, seed=seed)
+    reader = build_reader(config, records)
+    return build_batches(config, records, reader, "train", training=training, batch_size=batch_size, **kwargs)
+
+
+def assert_equal(a: Batch, b: Batch) -> None:
+    np.testing.assert_array_equal(a.sources, b.sources)
+    np.testing.assert_array_equal(a.gain, b.gain)
+    np.testing.assert_array_equal(a.query, b.query)
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "expected"), [(10, (4, 7)), (7, (4, 4)), (6, (3, 4)), (5, (3, 3)), (2, (1, 2)), (1, (1, 1))]
+)
+def test_centre_range_shrinks_for_short_clips(num_frames, expected):
+    assert centre_range(num_frames, 3) == expected
+
+
+def official_crop(raw: np.ndarray, centre: int, size: int) -> np.ndarray:
+    """The official cut, word for word in the facts: tile, centre, zero outside."""
+    if len(raw) < size:
+        raw = np.tile(raw, int(size / len(raw)) + 1)
+    out = np.zeros(size, raw.dtype)
+    for i in range(size // 2 * 2):
+        position = centre - size // 2 + i
+        if 0 <= position < len(raw):
+            out[i] = raw[position]
+    return out
+
+
+@pytest.mark.parametrize(("length", "centre"), [(500, 250), (500, 10), (500, 495), (60, 20), (101, 50), (100, 50)])
+def test_crop_equals_the_official_one(length, centre):
+    audio = np.random.default_rng(0).integers(-9, 9, length).astype(np.int16)
+    crop = crop_audio(audio, centre, 101)
+    np.testing.assert_array_equal(crop, official_crop(audio, centre, 101))
+    assert crop[-1] == 0
+
+
+def test_centre_is_the_middle_of_its_picture():
+    assert centre_samples(4, 16_000) == 56_000
+
+
+def test_pictures_around_repeat_at_the_ends():
+    assert pictures_around(4, 9, 3).tolist() == [2, 3, 4]
+    assert pictures_around(1, 2, 3).tolist() == [0, 0, 1]
+    assert pictures_around(1, 1, 3).tolist() == [0, 0, 0]
+
+
+def test_validation_takes_the_official_centre(records):
+    reader = replace(build_reader(small_config(records.folder), records), num_samples=2047)
+    record = make_record(0, seconds=8.0)
+    clip = reader(record, None)
+    expected = crop_audio(record.audio, centre_samples(4, 16_000), 2047)
+    np.testing.assert_array_equal(clip["sources"], expected)
+    np.testing.assert_allclose(clip["query"], record.frame_embeddings[2:5].mean(axis=0))
+    assert clip["gain"] == 1
+
+
+def test_batches_are_a_function_of_the_step(records):
+    batches, again = batches_of(records), batches_of(records)
+    for step in (0, 3, 11):
+        assert_equal(batches[step], again[step])
+    iterator = batches.iterate(start=3)
+    assert_equal(next(iterator), batches[3])
+    assert_equal(next(iterator), batches[4])
+    assert not np.array_equal(batches[3].sources, batches[4].sources)
+    assert not np.array_equal(batches[3].sources, batches_of(records, seed=1)[3].sources)
+
+
+def test_a_pass_holds_every_clip_once(records):
+    batches = batches_of(records, training=False, batch_size=1)
+    queries = np.concatenate([batches[i].query.reshape(-1, batches[i].query.shape[-1]) for i in range(9)])
+    assert len(np.unique(queries, axis=0)) == 9
+    assert (np.unique(queries, axis=0, return_counts=True)[1] == 2).all()
+
+
+def test_processes_share_the_same_global_batch(records):
+    whole = batches_of(records, batch_size=4)
+    parts = [batches_of(records, batch_size=2, process_index=i, num_processes=2) for i in range(2)]
+    for step in (0, 2):
+        joined = np.concatenate([part[step].sources for part in parts])
+        np.testing.assert_array_equal(joined, whole[step].sources)
+
+
+def test_gains_lie_in_the_official_range(records):
+    gains = np.concatenate([batches_of(records)[i].gain.ravel() for i in range(20)])
+    assert gains.min() >= 0.5
+    assert gains.max() <= 1.5
+    assert gains.std() > 0.2
+
+
+def test_text_queries_come_from_the_label_table(records):
+    reader = build_reader(small_config(records.folder), records, "text")
+    record = make_record(1)
+    table = EmbeddingTable.load(records.folder / LABEL_EMBEDDINGS_NAME)
+    np.testing.assert_array_equal(reader(record, None)["query"], table.lookup("hiss"))
+
+
+def test_frames_are_pictures_of_the_clip(records):
+    reader = build_reader(small_config(records.folder), records, "image", "frames")
+    clip = reader(make_record(3), None)
+    assert clip["frames"].shape == (3, 224, 224, 3)
+    assert "query" not in clip
+
+
+def test_wrong_query_size_is_refused(records):
+    config = small_config(records.folder)
+    config = replace(config, model=replace(config.model, query_size=512))
+    with pytest.raises(InputError, match=r"set --config\.model\.query_size=6"):
+        build_reader(config, records)
+
+
+def test_a_split_of_one_clip_is_refused(tmp_path):
+    small = RecordSet(make_records(tmp_path, {"train": 1}))
+    with pytest.raises(InputError, match="too few"):
+        batches_of(small)
+
+
+def test_unknown_config_key_is_refused():
+    with pytest.raises(InputError, match=r"config\.train\.stepz"):
+        Config.from_config_dict({"train": {"stepz": 3}})

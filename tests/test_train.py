@@ -1,0 +1,177 @@
+"""The loop: a falling loss, curves, checkpoints, resuming, stopping."""
+
+import json
+import os
+import signal
+import threading
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from clipsep_jax.checkpoint import Checkpoints
+from clipsep_jax.config import Config, OptimizerConfig
+from clipsep_jax.metrics_log import MetricsLog, read_metrics
+from clipsep_jax.model_dir import open_model_dir
+from clipsep_jax.structures import Batch, InputError
+from clipsep_jax.train import Interrupted, Run, train
+from clipsep_jax.train_step import Trainer, learning_rate_schedule
+from tests.small import QUERY_SIZE, make_records, small_config
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return make_records(tmp_path_factory.mktemp("records"))
+
+
+def random_batch(config: Config, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    b, length = config.data.batch_size, config.spectrogram.num_samples
+    return Batch(
+        jnp.asarray(rng.integers(-9000, 9000, (b, 2, length)), jnp.int16),
+        jnp.ones((b, 2)),
+        jnp.asarray(rng.normal(size=(b, 2, QUERY_SIZE)), jnp.float32),
+    )
+
+
+def test_schedule_is_the_official_one():
+    schedule = learning_rate_schedule(OptimizerConfig())
+    steps = np.array([0, 1, 4_999, 5_000, 52_500, 100_000, 150_000])
+    expected = [1 / 5000, 2 / 5000, 1, 1, 0.55, 0.1, 0.1]
+    np.testing.assert_allclose([schedule(step) for step in steps], np.array(expected) * 1e-3, rtol=1e-5)
+
+
+def test_loss_falls_on_one_batch(records):
+    config = small_config(records)
+    config = replace(config, optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1))
+    trainer, batch = Trainer(config), random_batch(config)
+    state = trainer.init()
+    losses = []
+    for _ in range(30):
+        state, metrics = trainer.train_step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.9 * losses[0]
+    assert int(state.step) == 30
+    names = {"loss", "gradient_norm", "learning_rate", "mean_query_activation", "mean_noise_activation"}
+    assert names <= metrics.keys()
+
+
+def test_step_applies_clipped_adam_to_the_gradients(records):
+    config = small_config(records)
+    trainer, batch = Trainer(config), random_batch(config)
+    state = trainer.init()
+    gradient = jax.jit(jax.grad(partial(trainer.loss, training=True), has_aux=True))
+    gradients, _ = gradient(state.params, state.batch_stats, state.step, batch, None)
+    norm = optax.tree.norm(gradients)
+    clipped = jax.tree.map(lambda g: g * jnp.minimum(1, 1 / norm), gradients)
+    # Adam's first step: both moments' biases cancel, so the update is lr * g / (|g| + eps).
+    expected = jax.tree.map(lambda p, g: p - 5e-4 * g / (jnp.abs(g) + 1e-8), state.params, clipped)
+    new, metrics = trainer.train_step(state, batch)
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4)
+    for got, want in zip(jax.tree.leaves(new.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+def test_validation_uses_running_statistics(records):
+    config = small_config(records)
+    trainer = Trainer(config)
+    state = trainer.init()
+    loud, quiet = random_batch(config), random_batch(config, 1)
+    joined = Batch(*[jnp.concatenate([getattr(loud, n), getattr(quiet, n)]) for n in ("sources", "gain", "query")])
+    np.testing.assert_allclose(
+        trainer.validation_step(state, joined)[: config.data.batch_size],
+        trainer.validation_step(state, loud),
+        rtol=1e-5,
+    )
+
+
+def test_run_writes_curves_checkpoints_and_the_best_model(records, tmp_path):
+    config = small_config(records)
+    best = train(config, tmp_path)
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert {"validation_loss_image", "validation_loss_text"} <= lines[1].keys()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == ["2", "4"]
+    losses = {line["step"]: line["validation_loss_image"] for line in lines if "validation_loss_image" in line}
+    model_dir = open_model_dir(tmp_path)
+    assert model_dir.folder == best
+    assert model_dir.progress["step"] == min(losses, key=losses.get)
+    assert model_dir.config == config
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_resumed_run_equals_an_uninterrupted_one(records, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(small_config(records, steps=6), whole)
+    train(small_config(records, steps=4), parts)
+    train(small_config(records, steps=6), parts)
+    assert read_metrics(parts) == read_metrics(whole)
+    weights = [open_model_dir(folder).folder / "model.safetensors" for folder in (whole, parts)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_curves_after_the_restored_step_and_a_torn_line_are_removed(tmp_path):
+    with MetricsLog(tmp_path, 0) as log:
+        for step in (1, 2, 3):
+            log.write(step, {"loss": 0.5})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    with MetricsLog(tmp_path, 2) as log:
+        log.write(3, {"loss": 0.25})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": 0.5},
+        {"step": 3, "loss": 0.25},
+    ]
+
+
+def test_a_signal_saves_and_the_run_goes_on(records, tmp_path):
+    config = small_config(records, steps=100_000, validate_every=100_000)
+    config = replace(config, checkpoint=replace(config.checkpoint, save_every=100_000))
+    timer = threading.Timer(6.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(Interrupted) as stop:
+        train(config, tmp_path)
+    timer.cancel()
+    step = stop.value.step
+    train(small_config(records, steps=step + 1), tmp_path)
+    assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, step + 2))
+
+
+def test_loss_that_is_not_finite_stops_the_run(records, tmp_path):
+    config = small_config(records)
+    config = replace(config, optimizer=OptimizerConfig(learning_rate=float("inf"), warmup_steps=1))
+    with pytest.raises(InputError, match=r"loss of step \d is nan"):
+        train(config, tmp_path)
+
+
+def test_another_network_cannot_resume(records, tmp_path):
+    config = small_config(records)
+    train(config, tmp_path)
+    wider = replace(config, model=replace(config.model, width=4))
+    with pytest.raises(InputError, match="cannot be restored"):
+        train(wider, tmp_path)
+
+
+def test_without_validation_split_the_latest_model_is_kept(tmp_path):
+    records = make_records(tmp_path / "records", {"train": 6})
+    train(small_config(records), tmp_path / "run")
+    assert open_model_dir(tmp_path / "run").progress["step"] == 4
+
+
+def test_model_directory_holds_the_checkpoint(records, tmp_path):
+    config = small_config(records, steps=2)
+    train(config, tmp_path)
+    like = Run(config, tmp_path).trainer.init()
+    with Checkpoints(tmp_path / "checkpoints", config.checkpoint) as checkpoints:
+        state = checkpoints.restore(2, like)
+    _, params, batch_stats = nnx.split(open_model_dir(tmp_path).load_model(), nnx.Param, nnx.BatchStat)
+    for got, want in ((params, state.params), (batch_stats, state.batch_stats)):
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), got, want))
