@@ -4,11 +4,12 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clipsep_jax.structures import InputError
+from clipsep_jax.structures import InputError, InputWarning
 
 EXIT_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -17,12 +18,12 @@ EXIT_INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0 done, 2 input that cannot be used, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    warnings.showwarning = _show_warning
     options, rest = _parser().parse_known_args(arguments)
     if rest and options.command is not _train:
         _parser().error(f"unrecognized arguments: {' '.join(rest)}; see `clipsep {arguments[0]} --help`")
     try:
-        return options.command(options, rest) or 0
+        with _plain_warnings():
+            return options.command(options, rest) or 0
     except InputError as error:
         print(f"clipsep: {error}", file=sys.stderr)
         return EXIT_INPUT
@@ -39,9 +40,21 @@ def _os_error(error: OSError) -> str:
     return f"{where}{error.strerror or error}."
 
 
-def _show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
-    if category is UserWarning:
-        print(f"clipsep: {message}", file=sys.stderr)
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Shows our own warnings as one sentence each, the others as always."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, InputWarning):
+                print(f"clipsep: {message}", file=sys.stderr)
+            else:
+                others(message, category, *where, **more)
+
+        warnings.simplefilter("always", InputWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,8 +150,9 @@ def _read_config(spec: str, overrides: Sequence[str]) -> Any:
         raise InputError(f"There is no config {path}; give a file such as configs/clipsep_nit.py.")
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    typed, sys.argv = sys.argv, ["clipsep", f"--config={spec}", *overrides]  # config_flags looks for overrides there
     try:
-        left = values(["clipsep", f"--config={spec}", *overrides])[1:]
+        left = values(sys.argv)[1:]
         if left:
             raise InputError(f"{left[0]!r} is no option of train; see `clipsep train --help`.")
         return Config.from_config_dict(holder.value)
@@ -147,6 +161,8 @@ def _read_config(spec: str, overrides: Sequence[str]) -> Any:
             raise
         reason = " ".join(str(error.args[0] if error.args else error).split())
         raise InputError(f"The options do not fit the config: {reason.rstrip('.')}.") from error
+    finally:
+        sys.argv = typed
 
 
 def _describe_model(parser: argparse.ArgumentParser) -> None:

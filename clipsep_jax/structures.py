@@ -15,11 +15,16 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Int16, UInt8
 
-AnyArray = Array | np.ndarray  # a batch is made on the host and used on the device
+
+class InputWarning(UserWarning):
+    """Something a user gave was changed in order to use it. The message is one sentence."""
 
 
 class InputError(ValueError):
     """Something a user gave cannot be used. The message is one sentence: what, what is wrong, what to do."""
+
+
+AnyArray = Array | np.ndarray  # a batch is made on the host and used on the device
 
 
 @jax.tree_util.register_dataclass

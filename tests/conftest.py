@@ -24,3 +24,32 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real recordings beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> Path:
+    """A random CLIP of the least size, as a Hugging Face folder."""
+    from tests.encoders.tiny_clip import make_tiny_clip_folder
+    from tests.small import QUERY_SIZE
+
+    return make_tiny_clip_folder(tmp_path_factory.mktemp("clip") / "tiny", projection_dim=QUERY_SIZE)
+
+
+@pytest.fixture(scope="session")
+def clip_records(tmp_path_factory, clip_folder) -> Path:
+    """Small records whose embeddings are those of `clip_folder`."""
+    from clipsep_jax.encoders.clip import load_clip
+    from tests.small import make_records
+
+    return make_records(tmp_path_factory.mktemp("records"), encoder=load_clip(str(clip_folder)))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, clip_records) -> Path:
+    """The workdir of a finished run of the least size."""
+    from clipsep_jax.train import train
+    from tests.small import small_config
+
+    workdir = tmp_path_factory.mktemp("run")
+    train(small_config(clip_records), workdir)
+    return workdir

@@ -17,12 +17,13 @@ from clipsep_jax.records import (
     write_manifest,
     write_shard,
 )
+from data_prep.embed import Encoder, embed_records, label_table
 
 QUERY_SIZE = 6
 LABELS = ("buzz", "hiss", "hum")
 
 
-def make_record(number: int, *, seconds: float = 2.0, query_size: int = QUERY_SIZE) -> Record:
+def make_record(number: int, *, seconds: float = 2.0) -> Record:
     """A tone and noise of its own, with plain pictures and random embeddings."""
     rng = np.random.default_rng(number)
     time = np.arange(int(seconds * 16_000)) / 16_000
@@ -33,7 +34,7 @@ def make_record(number: int, *, seconds: float = 2.0, query_size: int = QUERY_SI
         label=LABELS[number % len(LABELS)],
         audio=(np.clip(sound, -1, 1) * 32767).astype(np.int16),
         frames=tuple(plain_jpeg(number, i) for i in range(count)),
-        frame_embeddings=rng.normal(size=(count, query_size)).astype(np.float32),
+        frame_embeddings=rng.normal(size=(count, QUERY_SIZE)).astype(np.float32),
     )
 
 
@@ -47,24 +48,26 @@ def plain_jpeg(number: int, second: int) -> bytes:
 def make_records(
     folder: Path,
     counts: dict[str, int] | None = None,
-    encoder: EncoderInfo | None = None,
-    *,
-    query_size: int = QUERY_SIZE,
+    encoder: Encoder | None = None,
 ) -> Path:
-    """A folder of records with these many clips a split."""
+    """A folder of records with these many clips a split, with random embeddings or those of an encoder."""
     folder.mkdir(parents=True, exist_ok=True)
     splits, start = {}, 0
     for name, count in (counts or {"train": 9, "validation": 6, "test": 6}).items():
-        records = [make_record(start + i, query_size=query_size) for i in range(count)]
+        records = [make_record(start + i) for i in range(count)]
+        if encoder:
+            records = embed_records(records, encoder)
         splits[name] = (write_shard(folder / f"{name}-00000.tfrecord", records),)
         start += count
-    vectors = np.random.default_rng(1).normal(size=(len(LABELS), query_size)).astype(np.float32)
-    EmbeddingTable(LABELS, vectors).save(folder / LABEL_EMBEDDINGS_NAME)
+    vectors = np.random.default_rng(1).normal(size=(len(LABELS), QUERY_SIZE)).astype(np.float32)
+    table = label_table(LABELS, encoder) if encoder else EmbeddingTable(LABELS, vectors)
+    table.save(folder / LABEL_EMBEDDINGS_NAME)
+    info = EncoderInfo(encoder.name, encoder.sha256, encoder.query_size) if encoder else None
     manifest = Manifest(
         counts={"inputs": start, "accepted": start, "rejected": 0},
         labels=dict.fromkeys(LABELS, 1),
         splits=splits,
-        encoder=encoder or EncoderInfo("owner/unknown", "0" * 64, query_size),
+        encoder=info or EncoderInfo("owner/unknown", "0" * 64, QUERY_SIZE),
         inputs_sha256="",
     )
     write_manifest(folder, manifest)

@@ -21,6 +21,7 @@ from clipsep_jax.model_dir import open_model_dir
 from clipsep_jax.structures import Batch, InputError
 from clipsep_jax.train import Interrupted, Run, train
 from clipsep_jax.train_step import Trainer, learning_rate_schedule
+from tests.encoders.tiny_clip import make_tiny_clip_folder
 from tests.small import QUERY_SIZE, make_records, small_config
 
 
@@ -175,3 +176,30 @@ def test_model_directory_holds_the_checkpoint(records, tmp_path):
     _, params, batch_stats = nnx.split(open_model_dir(tmp_path).load_model(), nnx.Param, nnx.BatchStat)
     for got, want in ((params, state.params), (batch_stats, state.batch_stats)):
         assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), got, want))
+
+
+def test_frames_and_embeddings_give_the_same_losses(clip_records, tmp_path):
+    """CLIP inside the step on the stored pictures, or its stored embeddings: the same training."""
+    losses = {}
+    for source in ("embeddings", "frames"):
+        config = small_config(clip_records, steps=3)
+        config = replace(config, query=replace(config.query, source=source))
+        train(config, tmp_path / source)
+        losses[source] = [line["loss"] for line in read_metrics(tmp_path / source)]
+    np.testing.assert_allclose(losses["frames"], losses["embeddings"], rtol=1e-4)
+
+
+def test_an_encoder_that_did_not_make_the_embeddings_is_refused(clip_records, tmp_path):
+    other = make_tiny_clip_folder(tmp_path / "clip", seed=7, projection_dim=QUERY_SIZE)
+    config = small_config(clip_records)
+    config = replace(config, query=replace(config.query, encoder=str(other)))
+    with pytest.raises(InputError, match="were made by"):
+        train(config, tmp_path / "run")
+
+
+def test_an_encoder_that_is_gone_is_refused(records, tmp_path):
+    config = small_config(records)
+    config = replace(config, query=replace(config.query, encoder=str(tmp_path / "gone")))
+    with pytest.raises(InputError, match="is not there any more"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

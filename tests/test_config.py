@@ -1,0 +1,54 @@
+"""Configs: every file in configs/ builds, wrong values are refused."""
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clipsep_jax.config import Config, default_config
+from clipsep_jax.structures import InputError
+from configs import base
+
+ROOT = Path(__file__).resolve().parents[1]
+SYSTEMS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_config_builds_and_says_its_command(system):
+    module = importlib.import_module(f"configs.{system}")
+    assert f"clipsep train --config=configs/{system}.py" in module.__doc__
+    datasets = [()] if system == "toy_smoke" else [(name,) for name in base.DATASETS]
+    for arguments in datasets:
+        config = Config.from_config_dict(module.get_config(*arguments))
+        assert Config.from_config_dict(config.to_dict()) == config
+
+
+def test_defaults_are_the_official_ones():
+    config = Config()
+    assert (config.spectrogram.num_frames, config.spectrogram.num_bins) == (256, 513)
+    assert Config.from_config_dict(default_config()) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"stepz": 1}}, r"config\.train\.stepz is not an option; config\.train has .*steps"),
+        ({"trian": {}}, r"config\.trian is not an option"),
+        ({"train": {"steps": 1.5}}, "must be of type int"),
+        ({"train": {"steps": True}}, "must be of type int"),
+        ({"train": 3}, "must be a group of options"),
+        ({"objective": {"name": "mse"}}, "must be one of 'weighted_bce'"),
+        ({"objective": {"name": "noise_invariant"}}, "num_noise_heads of at least 2"),
+        ({"spectrogram": {"num_samples": 60_000}}, "levels cannot halve"),
+        ({"query": {"kind": "text", "source": "frames"}}, 'needs config.query.kind = "image"'),
+    ],
+)
+def test_bad_values_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        Config.from_config_dict(changes)
+
+
+def test_whole_numbers_pass_for_real_ones():
+    config = Config.from_config_dict({"objective": {"gamma": 1}})
+    assert config == replace(Config(), objective=replace(Config().objective, gamma=1.0))

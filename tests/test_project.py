@@ -1,0 +1,34 @@
+"""Promises of the project's own files."""
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_requirements_equal_the_runtime_set():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (ROOT / "requirements.txt").read_text().splitlines() == project["dependencies"]
+
+
+def test_every_command_in_the_readme_exists():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    readme = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"make ([a-z]+)", readme)) <= targets
+    from clipsep_jax.cli import _COMMANDS
+
+    assert set(re.findall(r"clipsep ([a-z][a-z-]+)", readme)) <= set(_COMMANDS)
+    for path in re.findall(r"\b(?:configs|docs)/[\w./]+\.(?:py|md)", readme):
+        assert (ROOT / path).is_file(), path
+
+
+def test_the_package_imports_light():
+    """Heavy libraries load only with the command that needs them."""
+    import subprocess
+    import sys
+
+    heavy = "{'torch', 'grain', 'librosa', 'av', 'transformers', 'orbax', 'huggingface_hub', 'data_prep'}"
+    code = f"import sys, clipsep_jax, clipsep_jax.cli; print(sorted({heavy} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "[]"
