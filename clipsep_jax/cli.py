@@ -159,10 +159,19 @@ def _read_config(spec: str, overrides: Sequence[str]) -> Any:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        reason = " ".join(str(error.args[0] if error.args else error).split())
-        raise InputError(f"The options do not fit the config: {reason.rstrip('.')}.") from error
+        raise InputError(f"{spec} cannot be used with these options: {_reason(error)}.") from error
     finally:
         sys.argv = typed
+
+
+def _reason(error: Exception) -> str:
+    """What an error says; config_flags wraps errors, or puts their whole traceback into one."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    text = str(error.args[0] if error.args else error).strip()
+    if "Traceback" in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split()).rstrip(".")
 
 
 def _describe_model(parser: argparse.ArgumentParser) -> None:

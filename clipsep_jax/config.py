@@ -6,11 +6,12 @@ only their differences; the command line may override single values. `Config.fro
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_type_hints
-
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from clipsep_jax.structures import InputError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 T = TypeVar("T")
 
@@ -144,13 +145,13 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     @classmethod
-    def from_config_dict(cls, values: ConfigDict | dict[str, Any]) -> "Config":
+    def from_config_dict(cls, values: "ConfigDict | dict[str, Any]") -> "Config":
         """Builds and checks a config.
 
         Raises:
             InputError: a key is unknown, a value has the wrong type, or values contradict each other.
         """
-        config = _build(cls, values.to_dict() if isinstance(values, ConfigDict) else values, "config")
+        config = _build(cls, values if isinstance(values, dict) else values.to_dict(), "config")
         _check(config)
         return config
 
@@ -159,8 +160,10 @@ class Config:
         return dataclasses.asdict(self)
 
 
-def default_config() -> ConfigDict:
+def default_config() -> "ConfigDict":
     """The defaults as a locked ConfigDict, for the files in `configs/` to change."""
+    from ml_collections import ConfigDict
+
     return ConfigDict(Config().to_dict())
 
 

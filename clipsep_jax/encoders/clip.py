@@ -27,7 +27,7 @@ from clipsep_jax.encoders.weights import (
     resolve_model_folder,
     staged_folder,
 )
-from clipsep_jax.structures import InputError
+from clipsep_jax.structures import InputError, InputWarning
 
 # What the pictures of every CLIP go through; 3 is Pillow's number of bicubic resizing.
 _PICTURES = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
@@ -139,7 +139,7 @@ class ClipEncoder:
         for text, was_cut in zip(texts, cut, strict=True):
             if was_cut:
                 start = " ".join(text.split())[:60].rstrip()
-                warnings.warn(f'the query "{start}…" was cut at {ids.shape[1]} tokens.', stacklevel=2)
+                warnings.warn(f'the query "{start}…" was cut at {ids.shape[1]} tokens.', InputWarning, stacklevel=2)
         return self._in_batches(self._encode_texts, ids, batch_size)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "B P"], list[bool]]:

@@ -1,0 +1,85 @@
+"""The commands in processes of their own, from made-up clips to a separated file."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "clipsep_jax.cli", *arguments], cwd=folder, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "clipsep_jax.cli", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+def train_arguments(*more: str) -> list[str]:
+    return ["train", f"--config={ROOT / 'configs' / 'toy_smoke.py'}", "--workdir=runs/smoke", *more]
+
+
+def metrics(folder: Path) -> list[dict]:
+    path = folder / "runs" / "smoke" / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder in which the smallest run has finished."""
+    folder = tmp_path_factory.mktemp("user")
+    result = run(folder, *train_arguments())
+    assert result.returncode == 0, result.stderr
+    assert "The best model is in runs/smoke/best" in result.stdout
+    return folder
+
+
+def test_smoke_training_makes_its_own_records(folder):
+    assert (folder / "runs" / "toy_smoke_records" / "manifest.json").is_file()
+    assert [line["step"] for line in metrics(folder)] == list(range(1, 21))
+    assert all(np.isfinite(line["loss"]) for line in metrics(folder))
+
+
+def test_trained_model_separates_a_file(folder):
+    soundfile.write(folder / "mix.wav", np.random.default_rng(0).uniform(-0.3, 0.3, 40_000), 16_000)
+    result = run(folder, "separate", "mix.wav", "--model", "runs/smoke", "--query", "a photo of flute", "--out", "out")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["out/mix_a-photo-of-flute.wav", "out/mix_residual.wav"]
+    assert all(len(soundfile.read(path)[0]) == 40_000 for path in (folder / "out").iterdir())
+
+
+def test_evaluate_scores_the_run(folder):
+    arguments = ["--records", "runs/toy_smoke_records", "--num-mixtures", "3"]
+    result = run(folder, "evaluate", "--model", "runs/smoke", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "3 mixtures" in result.stdout
+
+
+def test_interrupted_training_goes_on(folder):
+    """Ctrl-C leaves a checkpoint; the same command goes on from it."""
+    long = train_arguments("--config.train.steps=100000", "--config.train.validate_every=100000")
+    process = start(folder, *long, "--config.checkpoint.save_every=100000")
+    deadline = time.monotonic() + 120
+    while len(metrics(folder)) < 25:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in errors
+    stopped = metrics(folder)[-1]["step"]
+    result = run(folder, *train_arguments(f"--config.train.steps={stopped + 2}"))
+    assert result.returncode == 0, result.stderr
+    assert [line["step"] for line in metrics(folder)] == list(range(1, stopped + 3))
