@@ -10,6 +10,7 @@ A workdir holds
 
 import math
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from clipsep_jax.distributed import local_batch_size, make_mesh, put_batch, repl
 from clipsep_jax.encoders.clip import ClipEncoder, load_clip
 from clipsep_jax.input import Batches, build_batches, build_reader
 from clipsep_jax.metrics_log import MetricsLog
-from clipsep_jax.model_dir import BEST_FOLDER, start_model_dir, write_weights
+from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE, start_model_dir, write_weights
 from clipsep_jax.records import LABEL_EMBEDDINGS_NAME, EncoderInfo, RecordSet
 from clipsep_jax.structures import InputError
 from clipsep_jax.train_step import Trainer, TrainState
@@ -51,8 +52,14 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turns the first SIGINT or SIGTERM into a request; the second one acts as usual."""
+    """Turns the first SIGINT or SIGTERM into a request; the second one acts as usual.
+
+    Only the main thread can take signals; elsewhere nothing is changed.
+    """
     stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def ask(number: int, _frame: FrameType | None) -> None:
         stop.requested = True
@@ -201,9 +208,11 @@ def _loop(
             if saving:
                 selected = validation.get(f"validation_loss_{config.query.kind}")
                 checkpoints.save(step, state, selected)
-                if (selected is not None and selected < best_loss) or not run.validation_batches:
-                    best_loss = best_loss if selected is None else selected
+                if selected is not None and selected < best_loss:
+                    best_loss = selected
                     _write_best(run, state, step, selected)
+                elif not run.validation_batches or not (run.workdir / BEST_FOLDER / WEIGHTS_FILE).is_file():
+                    _write_best(run, state, step, None)
             if last and step < steps:
                 raise Interrupted(step)
 

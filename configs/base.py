@@ -29,6 +29,7 @@ def _toy(config: ConfigDict) -> ConfigDict:
     config.model.init_std = 0.02
     config.spectrogram.num_samples = 32_767
     config.data.batch_size = 8
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 50
     config.optimizer.decay_end_step = 800
     config.train.steps = 800
