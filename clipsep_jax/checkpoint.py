@@ -34,7 +34,9 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self.folder = folder.absolute()
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = ocp.CheckpointManager(
+            self.folder, item_handlers=ocp.StandardCheckpointHandler(), options=options
+        )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -65,19 +67,26 @@ class Checkpoints:
         """The stored state of a step, with the structure, types and shardings of `like`.
 
         Raises:
-            InputError: the checkpoint is damaged or of another model.
+            InputError: the checkpoint is of another network.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            reason = str(error).strip().split("\n")[0]
+        stored, wanted = _shapes(self._manager.item_metadata(step)), _shapes(like)
+        differing = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
+        if differing:
+            name = differing[0]
             raise InputError(
-                f"{self.folder / str(step)} cannot be restored into this config's model ({reason}); "
+                f"{self.folder / str(step)} is of another network: {name} is {stored.get(name)} there, "
+                f"{wanted.get(name)} by the config ({len(differing)} such tensors); "
                 "use the config it was made with, or another --workdir."
-            ) from error
+            )
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
     def close(self) -> None:
         """Waits for saves under way."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}

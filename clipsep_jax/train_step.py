@@ -69,7 +69,7 @@ class Trainer:
     def init(self) -> TrainState:
         """The state before the first step, from the config's seed."""
         model = build_model(self.config.model, nnx.Rngs(self.config.train.seed))
-        _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+        params, batch_stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
         return TrainState(jnp.array(0), params, batch_stats, self.optimizer.init(params))
 
     def loss(

@@ -31,10 +31,10 @@ def _toy(config: ConfigDict) -> ConfigDict:
     config.data.batch_size = 8
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 50
-    config.optimizer.decay_end_step = 800
-    config.train.steps = 800
-    config.train.log_every = 20
-    config.train.validate_every = 200
+    config.optimizer.decay_end_step = 1200
+    config.train.steps = 1200
+    config.train.log_every = 5
+    config.train.validate_every = 300
     config.train.validation_batches = 4
-    config.checkpoint.save_every = 200
+    config.checkpoint.save_every = 300
     return config
