@@ -125,10 +125,7 @@ class Evaluation:
             estimates[kind] = both[:, 0]
             estimates["wrong_query" if kind == self.kinds[0] else f"wrong_{kind}_query"] = both[:, 1]
         length = self.config.spectrogram.hop_samples * (self.config.spectrogram.num_frames - 1)
-        return {
-            name: np.asarray(sdr(jnp.asarray(target[:, :length]), jnp.asarray(estimate[:, :length])))
-            for name, estimate in estimates.items()
-        }
+        return {name: np.asarray(sdr(target[:, :length], estimate[:, :length])) for name, estimate in estimates.items()}
 
     def _ideal(self, mixtures: Mixtures) -> np.ndarray:
         """The target through its true binary mask: what a perfect prediction of the training target would give."""

@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from clipsep_jax.structures import AnyArray
 
-def sdr(reference: Float[Array, "*b L"], estimate: Float[Array, "*b L"]) -> Float[Array, "*b"]:
+
+def sdr(reference: Float[AnyArray, "*b L"], estimate: Float[AnyArray, "*b L"]) -> Float[Array, "*b"]:
     """Signal-to-distortion ratio in dB: 10 log10(|s|^2 / |s - s_hat|^2).
 
     This is museval's SDR with one infinite window; mir_eval's (BSS Eval v3) allows a filter and differs by decibels.

@@ -8,6 +8,7 @@ import numpy as np
 from clipsep_jax.demo.mini_clip import train_mini_clip
 from clipsep_jax.encoders.clip import load_clip
 from clipsep_jax.records import RecordSet, decode_frame
+from clipsep_jax.structures import InputError
 
 ENCODER_STEPS = 600
 
@@ -35,8 +36,10 @@ def _mini_clip(records: RecordSet, folder: Path) -> Path:
     if (folder / "model.safetensors").is_file():
         return folder
     split, names = records.split("train"), records.labels
-    kinds = np.repeat(
-        [names.index(entry.label) for entry in split.entries], [entry.num_frames for entry in split.entries]
-    )
-    pictures = (decode_frame(jpeg) for number in range(len(split)) for jpeg in split[number].frames)
+    labelled = [number for number, entry in enumerate(split.entries) if entry.label]
+    if not labelled:
+        raise InputError("None of the training videos has a label; name them in --labels, or give a CLIP with --clip.")
+    entries = [split.entries[number] for number in labelled]
+    kinds = np.repeat([names.index(entry.label) for entry in entries], [entry.num_frames for entry in entries])
+    pictures = (decode_frame(jpeg) for number in labelled for jpeg in split[number].frames)
     return train_mini_clip(folder, pictures, kinds, names, ENCODER_STEPS)

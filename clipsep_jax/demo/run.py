@@ -73,6 +73,8 @@ def run_demo(
     Raises:
         InputError: the videos or the labels cannot be used.
     """
+    if videos is None and (labels or clip):
+        raise InputError("--labels and --clip describe your own videos; give them with --videos.")
     watch = Stopwatch()
     with watch.stage("data", "Making records and their query encoder"):
         records, config = _toy(out, steps) if videos is None else _own(out, steps, videos, labels, clip)
