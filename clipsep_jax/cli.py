@@ -1,6 +1,7 @@
 """The command line: one function a command. Heavy modules are imported by the command that needs them."""
 
 import argparse
+import logging
 import os
 import sys
 import warnings
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and options.command is not _train:
         _parser().error(f"unrecognized arguments: {' '.join(rest)}; see `clipsep {arguments[0]} --help`")
     try:
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every save
         with _plain_warnings():
             return options.command(options, rest) or 0
     except InputError as error:

@@ -23,7 +23,7 @@ def small_demo(monkeypatch):
         config.toy.num_clips, config.toy.encoder_steps = 20, 0
         config.spectrogram.num_samples = 8_191
         config.model.num_levels, config.model.width = 3, 4
-        config.data.batch_size = 2
+        config.data.batch_size = 8
         return config
 
     monkeypatch.setattr(base, "_toy", smaller)
