@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import clipsep_jax
 from clipsep_jax.model_dir import describe, open_model_dir
 from clipsep_jax.separate import Separator, chunk_starts, triangle
 from clipsep_jax.spectrogram import istft, log_warped_magnitude, stft, unwarp
@@ -22,7 +23,7 @@ CHUNK = 2047
 
 @pytest.fixture(scope="module")
 def separator(trained) -> Separator:
-    return Separator.load(trained)
+    return clipsep_jax.load(trained)
 
 
 def noise(length: int) -> np.ndarray:
