@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"clipsep: {_os_error(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("clipsep: interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"clipsep: {stop or 'interrupted'}.", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -92,7 +92,7 @@ def _describe_prepare(parser: argparse.ArgumentParser) -> None:
     videos.add_argument("--labels", type=Path, metavar="CSV", help="with the columns video,label and maybe split")
     videos.add_argument("--out", type=Path, required=True, metavar="RECORDS", help="folder to write")
     videos.add_argument("--clip", metavar="MODEL", help="Hugging Face CLIP folder or hub id: stores its embeddings")
-    videos.add_argument("--workers", type=int, default=None, metavar="N", help="processes (default: one a core)")
+    videos.add_argument("--workers", type=_positive, default=None, metavar="N", help="processes (default: one a core)")
     videos.set_defaults(command=_prepare_videos)
 
 
@@ -123,21 +123,16 @@ def _describe_train(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Any option of the config can be set: --config.train.steps=1000 --config.data.records=DIR"
 
 
-def _train(options: argparse.Namespace, overrides: Sequence[str]) -> int | None:
+def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = _read_config(options.config, overrides)
     if config.toy.num_clips:
         from clipsep_jax.demo.toy import make_toy_records
 
         make_toy_records(Path(config.data.records), config.toy.num_clips, config.toy.encoder_steps)
-    from clipsep_jax.train import Interrupted, train
+    from clipsep_jax.train import train
 
-    try:
-        best = train(config, options.workdir)
-    except Interrupted as stop:
-        print(f"clipsep: stopped after step {stop.step}; the same command goes on from there.", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    best = train(config, options.workdir)
     print(f"The best model is in {best}; try `clipsep separate FILE --model {options.workdir} --query ... --out DIR`.")
-    return None
 
 
 def _read_config(spec: str, overrides: Sequence[str]) -> Any:
@@ -158,9 +153,9 @@ def _read_config(spec: str, overrides: Sequence[str]) -> Any:
         if left:
             raise InputError(f"{left[0]!r} is no option of train; see `clipsep train --help`.")
         return Config.from_config_dict(holder.value)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # whatever the code of a config file may raise
         raise InputError(f"{spec} cannot be used with these options: {_reason(error)}.") from error
     finally:
         sys.argv = typed
@@ -210,13 +205,17 @@ def _describe_separate(parser: argparse.ArgumentParser) -> None:
 
 
 def _separate(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from clipsep_jax.audio_files import write_sound
     from clipsep_jax.separate import Separator
 
     separator = Separator.load(options.model)
     waveform = read_recording(options.input, separator.sample_rate_hz)
+    options.out.mkdir(parents=True, exist_ok=True)
+    paths = output_paths(options.out, options.input.stem, options.query)
     separation = separator.separate(waveform, options.query, progress=True)
-    paths = write_separation(options.out, options.input.stem, options.query, separation, separator.sample_rate_hz)
-    print("\n".join(map(str, paths)))
+    for path, sound in zip(paths, [*separation.stems, separation.residual], strict=True):
+        write_sound(path, sound, separator.sample_rate_hz)
+        print(path)
 
 
 def read_recording(path: Path, sample_rate_hz: int) -> Any:
@@ -230,22 +229,17 @@ def read_recording(path: Path, sample_rate_hz: int) -> Any:
     return read_video_sound(path)
 
 
-def write_separation(folder: Path, name: str, queries: Sequence[str], separation: Any, rate_hz: int) -> list[Path]:
-    """Writes NAME_QUERY.wav for every query, and NAME_residual.wav."""
-    from clipsep_jax.audio_files import write_sound
-
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{name}_{_file_name(query)}" for query in queries]
-    names = [n if names.count(n) == 1 else f"{n}_{i + 1}" for i, n in enumerate(names)]
-    paths = [folder / f"{n}.wav" for n in [*names, f"{name}_residual"]]
-    for path, sound in zip(paths, [*separation.stems, separation.residual], strict=True):
-        write_sound(path, sound, rate_hz)
-    return paths
+def output_paths(folder: Path, name: str, queries: Sequence[str]) -> list[Path]:
+    """NAME_QUERY.wav for every query and NAME_residual.wav, all different."""
+    endings = [*map(_file_name, queries), "residual"]
+    endings = [e if endings.count(e) == 1 or i == len(queries) else f"{e}_{i + 1}" for i, e in enumerate(endings)]
+    return [folder / f"{name}_{ending}.wav" for ending in endings]
 
 
 def _file_name(query: str) -> str:
     letters = "".join(c if c.isalnum() else "-" for c in query.lower())
-    return "-".join(filter(None, letters.split("-")))[:60] or "query"
+    short = "-".join(filter(None, letters.split("-"))).encode()[:80].decode(errors="ignore")
+    return short or "query"
 
 
 def _describe_info(parser: argparse.ArgumentParser) -> None:

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SAMPLE_RATE_HZ = 16_000  # of records, models and everything that is separated
+
 
 @dataclass(frozen=True)
 class SpectrogramConfig:
     """STFT and log-frequency warp."""
 
-    sample_rate_hz: int = 16_000
+    sample_rate_hz: int = SAMPLE_RATE_HZ
     num_samples: int = 65_535  # of one training clip
     fft_size: int = 1024
     hop_samples: int = 256
@@ -40,6 +42,7 @@ class MixingConfig:
     """What a mixture's loss looks at."""
 
     weighted: bool = True  # weight bins by log(1 + magnitude), else equally
+    targets: str = "binary"  # "binary" masks, or each source's share, "ratio"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class ModelConfig:
     num_channels: int = 32  # of the features that a query vector is multiplied with
     num_noise_heads: int = 0
     query_size: int = 512
+    fusion: str = (
+        "late"  # where queries come in: "late" (after the U-Net), "middle" (its bottleneck), "early" (its input)
+    )
+    num_labels: int = 0  # above 0: queries are label numbers, each with a trained embedding
+    num_learned_queries: int = 0  # above 0: the model takes no query, but learns so many
     init_std: float = 0.001  # of convolutions
 
 
@@ -58,7 +66,8 @@ class ModelConfig:
 class ObjectiveConfig:
     """The loss; see objectives.py."""
 
-    name: str = "weighted_bce"  # "weighted_bce", "permutation_invariant" or "noise_invariant"
+    name: str = "weighted"  # "weighted", "permutation_invariant" or "noise_invariant"
+    criterion: str = "bce"  # "bce" or "l1" between a mask and its target
     gamma: float = 0.25  # the mean noise activation that costs nothing
     regularizer_weight: float = 0.1
     regularizer: str = "sum"  # "sum" of the noise masks' means, or its "ratio" to the query masks'
@@ -69,10 +78,10 @@ class ObjectiveConfig:
 class QueryConfig:
     """What a training query is and where it comes from."""
 
-    kind: str = "image"  # "image" or "text"
+    kind: str = "image"  # "image", "text", "hybrid" (by turns), "label", "sentence" or "none"
     source: str = "embeddings"  # "embeddings" that `prepare` stored, or "frames" encoded inside the step
     encoder: str = ""  # Hugging Face CLIP folder or hub id; "" takes the one that prepared the records
-    prompt: str = "a photo of {}"
+    table: str = ""  # with "sentence": file with an embedding of each label
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,8 @@ class DataConfig:
     gain_min: float = 0.5
     gain_max: float = 1.5
     read_threads: int = 4
+    drop_closest: int = 0  # most similar pairs left out of a larger batch; -1 weighs similar pairs down instead
+    drop_closest_from_step: int = 10_000
 
 
 @dataclass(frozen=True)
@@ -191,14 +202,18 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 
 def _check(config: Config) -> None:
     choices = {
-        "objective.name": (config.objective.name, ("weighted_bce", "permutation_invariant", "noise_invariant")),
+        "mixing.targets": (config.mixing.targets, ("binary", "ratio")),
+        "objective.name": (config.objective.name, ("weighted", "permutation_invariant", "noise_invariant")),
+        "objective.criterion": (config.objective.criterion, ("bce", "l1")),
         "objective.regularizer": (config.objective.regularizer, ("sum", "ratio")),
-        "query.kind": (config.query.kind, ("image", "text")),
+        "model.fusion": (config.model.fusion, ("late", "middle", "early")),
+        "query.kind": (config.query.kind, ("image", "text", "hybrid", "label", "sentence", "none")),
         "query.source": (config.query.source, ("embeddings", "frames")),
     }
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise InputError(f"config.{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
+    _check_numbers(config)
     sides = {"num_warped_bins": config.spectrogram.num_warped_bins, "number of frames": config.spectrogram.num_frames}
     for name, side in sides.items():
         if side % 2**config.model.num_levels:
@@ -211,5 +226,55 @@ def _check(config: Config) -> None:
             f"The noise invariant objective needs config.model.num_noise_heads of at least {config.data.num_sources} "
             f"(one a source), not {config.model.num_noise_heads}."
         )
-    if config.query.kind == "text" and config.query.source == "frames":
+    _check_model(config)
+    if config.query.kind != "image" and config.query.source == "frames":
         raise InputError('config.query.source = "frames" needs config.query.kind = "image".')
+    _check_queries(config)
+
+
+def _check_numbers(config: Config) -> None:
+    positive = {
+        "spectrogram": ("num_samples", "fft_size", "hop_samples", "num_warped_bins"),
+        "model": ("num_levels", "width", "num_channels", "query_size"),
+        "data": ("num_sources", "batch_size", "frames_per_clip", "read_threads"),
+        "train": ("steps", "log_every", "validate_every", "validation_batches"),
+        "checkpoint": ("save_every", "keep_latest"),
+    }
+    for group, names in positive.items():
+        for name in names:
+            value = getattr(getattr(config, group), name)
+            if value < 1:
+                raise InputError(f"config.{group}.{name} is {value}; it must be at least 1.")
+    if config.train.seed < 0:
+        raise InputError(f"config.train.seed is {config.train.seed}; it must be at least 0.")
+    if config.spectrogram.sample_rate_hz != SAMPLE_RATE_HZ:
+        raise InputError(f"config.spectrogram.sample_rate_hz must be {SAMPLE_RATE_HZ}, the rate of all records.")
+    if config.spectrogram.fft_size % config.spectrogram.hop_samples:
+        raise InputError("config.spectrogram.fft_size must be a multiple of hop_samples.")
+
+
+def _check_model(config: Config) -> None:
+    model = config.model
+    if model.fusion != "late" and (model.num_noise_heads or model.num_learned_queries):
+        raise InputError('Noise heads and learned queries need config.model.fusion = "late".')
+    if model.num_learned_queries and (model.num_noise_heads or model.num_labels):
+        raise InputError("A model with config.model.num_learned_queries has neither noise heads nor labels.")
+    if model.num_labels and config.query.kind != "label":
+        raise InputError('config.model.num_labels goes with config.query.kind = "label"; leave it 0.')
+    if model.num_learned_queries and config.query.kind != "none":
+        raise InputError('config.model.num_learned_queries goes with config.query.kind = "none"; leave it 0.')
+
+
+def _check_queries(config: Config) -> None:
+    if (config.query.kind == "sentence") != bool(config.query.table):
+        raise InputError('config.query.table goes with config.query.kind = "sentence", and that needs it.')
+    if (config.query.kind == "none") != (config.objective.name == "permutation_invariant"):
+        raise InputError('config.query.kind = "none" goes with config.objective.name = "permutation_invariant".')
+    if not config.data.drop_closest:
+        return
+    if config.data.drop_closest < -1:
+        raise InputError(f"config.data.drop_closest is {config.data.drop_closest}; give a count, or -1 for weights.")
+    if config.query.kind not in ("image", "text", "hybrid") or config.objective.name != "weighted":
+        raise InputError("config.data.drop_closest compares CLIP queries under a weighted objective; set it to 0 here.")
+    if config.data.num_sources != 2 or config.query.source != "embeddings":
+        raise InputError("config.data.drop_closest compares stored embeddings of two sources; set it to 0 here.")

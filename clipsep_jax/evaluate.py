@@ -11,16 +11,16 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from clipsep_jax.files import atomic_write
-from clipsep_jax.input import ClipReader
+from clipsep_jax.input import build_reader
 from clipsep_jax.metrics import sdr, summarise
 from clipsep_jax.mixing import binary_masks
 from clipsep_jax.queries import prompt_for
-from clipsep_jax.records import IndexEntry, Record, RecordSet
+from clipsep_jax.records import IndexEntry, RecordSet
 from clipsep_jax.separate import Separator
 from clipsep_jax.spectrogram import istft, stft, unwarp, warp
 from clipsep_jax.structures import InputError
 
-QUERIES = ("text", "image")
+CLIP_QUERIES = ("text", "image")
 BATCH = 8
 
 
@@ -58,8 +58,8 @@ class Mixtures:
     """A batch of held-out mixtures; the target comes first of the two sources."""
 
     sources: Float[np.ndarray, "B N L"]  # divided by N, so that they add up to the mixture
-    labels: list[tuple[str, ...]]
-    images: Float[np.ndarray, "B N Q"]
+    labels: list[list[str]]
+    images: Float[np.ndarray, "B N Q"] | None  # embeddings of the pictures, for models that take them
 
     @property
     def mixture(self) -> Float[np.ndarray, "B L"]:
@@ -70,62 +70,89 @@ class Evaluation:
     """One model on one split.
 
     Attributes:
-        kinds: of queries that the records allow: "image", and "text" where every clip has a label.
+        kinds: of queries that are scored: "text" (where every clip has a label) and "image" for models of CLIP
+            embeddings, "label" or "sentence" for models of those, "best_mask" for models without queries: the mask
+            that fits the target best, an oracle.
     """
 
     def __init__(self, separator: Separator, records: RecordSet, split: str, num_mixtures: int, seed: int = 0):
         """Draws the mixtures.
 
         Raises:
-            InputError: the split is missing or too small.
+            InputError: the split is missing, too small, or without the labels that the model needs.
         """
         self.separator, self.config = separator, separator.config
-        has_embeddings = records.query_size == self.config.model.query_size
-        self.split = records.split(split, with_frames=not has_embeddings)
+        trained_with = separator.model_dir.encoder
+        has_embeddings = bool(records.encoder and trained_with and records.encoder.sha256 == trained_with.sha256)
+        self._takes_images = self.config.query.kind in ("image", "text", "hybrid")
+        frames = self._takes_images and not has_embeddings
+        self.split = records.split(split, with_frames=frames)
         if len(self.split) < 2:
             raise InputError(f"The split {split!r} of {records.folder} has too few clips to mix two.")
         self.pairs = draw_pairs(self.split.entries, num_mixtures, seed)
+        self.kinds = self._scored_kinds()
+        kind, source = ("image", "frames" if frames else "embeddings") if self._takes_images else ("none", "embeddings")
+        self._reader = build_reader(self.config, records, kind, source)
+        self._embedded: dict[str, np.ndarray] = {}
+
+    def _scored_kinds(self) -> tuple[str, ...]:
         labelled = all(entry.label for entry in self.split.entries)
-        self.kinds = QUERIES if labelled else ("image",)
-        spectrogram = self.config.spectrogram
-        self._reader = ClipReader(
-            self.config.data, spectrogram.num_samples, spectrogram.sample_rate_hz, "image", not has_embeddings
-        )
-        self._text: dict[str, np.ndarray] = {}
+        if self._takes_images:
+            return CLIP_QUERIES if labelled else ("image",)
+        if self.config.query.kind == "none":
+            return ("best_mask",)
+        if not labelled:
+            raise InputError(f"The model is queried by labels, which some clips of {self.split.name!r} lack.")
+        return (self.config.query.kind,)
 
     def read(self, pairs: Sequence[Pair]) -> Mixtures:
         """The mixtures of some pairs, cut in the middle of their clips."""
-        clips = [[self._read_clip(self.split[i]) for i in (pair.target, pair.interferer)] for pair in pairs]
-        sources = np.stack([[clip[0] for clip in row] for row in clips]).astype(np.float32) / 32768
-        labels = [tuple(clip[1] for clip in row) for row in clips]
-        return Mixtures(sources / sources.shape[1], labels, np.stack([[clip[2] for clip in row] for row in clips]))
+        records = [[self.split[i] for i in (pair.target, pair.interferer)] for pair in pairs]
+        clips = [[self._reader(record, None) for record in row] for row in records]
+        sources = np.array([[clip["sources"] for clip in row] for row in clips], np.float32) / 32768
+        images = np.array([[self._image(clip) for clip in row] for row in clips]) if self._takes_images else None
+        labels = [[record.label for record in row] for row in records]
+        return Mixtures(sources / sources.shape[1], labels, images)
 
-    def _read_clip(self, record: Record) -> tuple[np.ndarray, str, np.ndarray]:
-        clip = self._reader(record, None)
-        embedding = clip["query"] if "query" in clip else self.separator.embed([clip["frames"]])[0]
-        return clip["sources"], record.label, embedding
+    def _image(self, clip: dict) -> Float[np.ndarray, " Q"]:
+        return clip["query"] if "query" in clip else self._embed(clip["frames"])
 
-    def queries(self, mixtures: Mixtures, kind: str) -> Float[np.ndarray, "B N Q"]:
-        """Embeddings of both sources' queries."""
-        if kind == "image":
+    def _embed(self, query: str | np.ndarray) -> np.ndarray:
+        embedded = self.separator.embed([query])
+        assert embedded is not None
+        return embedded[0]
+
+    def queries(self, mixtures: Mixtures, kind: str) -> np.ndarray | None:
+        """What the model takes as queries for both sources, [B N Q] or [B N], or None."""
+        if kind == "image" or kind == "best_mask":
             return mixtures.images
-        return np.stack([[self._text_embedding(label) for label in labels] for labels in mixtures.labels])
+        return np.stack([[self._label_query(label, kind) for label in labels] for labels in mixtures.labels])
 
-    def _text_embedding(self, label: str) -> np.ndarray:
-        if label not in self._text:
-            self._text[label] = self.separator.embed([prompt_for(label, self.config.query.prompt)])[0]
-        return self._text[label]
+    def _label_query(self, label: str, kind: str) -> np.ndarray:
+        if label not in self._embedded:
+            self._embedded[label] = self._embed(prompt_for(label) if kind == "text" else label)
+        return self._embedded[label]
 
     def scores(self, mixtures: Mixtures) -> dict[str, np.ndarray]:
         """SDR in dB of the target in every mixture, for each way to estimate it."""
-        target, mixture = mixtures.sources[:, 0], mixtures.mixture
-        estimates = {"mixture": mixture, "ideal_binary_mask": self._ideal(mixtures)}
+        mixture = mixtures.mixture
+        scores = {
+            "mixture": self._sdr(mixtures, mixture),
+            "ideal_binary_mask": self._sdr(mixtures, self._ideal(mixtures)),
+        }
         for kind in self.kinds:
-            both = np.asarray(self.separator.separate_clips(mixture, self.queries(mixtures, kind)))
-            estimates[kind] = both[:, 0]
-            estimates["wrong_query" if kind == self.kinds[0] else f"wrong_{kind}_query"] = both[:, 1]
+            stems = np.asarray(self.separator.separate_clips(mixture, self.queries(mixtures, kind)))
+            each = np.stack([self._sdr(mixtures, stems[:, n]) for n in range(stems.shape[1])])
+            if kind == "best_mask":
+                scores[kind] = each.max(axis=0)
+            else:
+                scores[kind], wrong = each
+                scores["wrong_query" if kind == self.kinds[0] else f"wrong_{kind}_query"] = wrong
+        return scores
+
+    def _sdr(self, mixtures: Mixtures, estimate: np.ndarray) -> np.ndarray:
         length = self.config.spectrogram.hop_samples * (self.config.spectrogram.num_frames - 1)
-        return {name: np.asarray(sdr(target[:, :length], estimate[:, :length])) for name, estimate in estimates.items()}
+        return np.asarray(sdr(mixtures.sources[:, 0, :length], estimate[:, :length]))
 
     def _ideal(self, mixtures: Mixtures) -> np.ndarray:
         """The target through its true binary mask: what a perfect prediction of the training target would give."""
@@ -139,7 +166,7 @@ class Evaluation:
     def run(self, *, progress: bool = True) -> tuple[dict[str, dict], list[dict]]:
         """Summaries by way of estimation, and a row a mixture.
 
-        Mixtures whose target is silent at the cut have no SDR; they are left out and counted as `skipped`.
+        Mixtures with a silent source at the cut have no SDR; they are left out and counted as `skipped`.
         """
         rows: list[dict] = []
         batches = [self.pairs[i : i + BATCH] for i in range(0, len(self.pairs), BATCH)]
@@ -151,9 +178,12 @@ class Evaluation:
                 names = {"target": self._id(pair.target), "interferer": self._id(pair.interferer)}
                 rows.append(names | {name: float(values[i]) for name, values in scores.items()})
         kinds = [name for name in rows[0] if name not in ("target", "interferer")]
-        kept = [row for row in rows if all(np.isfinite(row[kind]) for kind in kinds)]
+        kept = [row for row in rows if np.isfinite(row["mixture"])]
         if not kept:
-            raise InputError("Every target is silent where it is cut; there is nothing to score.")
+            raise InputError("Every mixture has a silent source where it is cut; there is nothing to score.")
+        broken = [kind for kind in kinds if not all(np.isfinite(row[kind]) for row in kept)]
+        if broken:
+            raise InputError(f"The estimates by {', '.join(broken)} hold values that are no numbers; train again.")
         summary = {kind: summarise(np.array([row[kind] for row in kept])) for kind in kinds}
         return summary | {"skipped": {"num": len(rows) - len(kept)}}, rows
 
@@ -170,7 +200,7 @@ def table(summary: dict[str, dict]) -> str:
             values = f"{row['sdr_mean']:>10.2f}{row['sdr_sem']:>8.2f}{row['sdr_median']:>8.2f}"
             lines.append(f"{name:<20}{values}{row['sdr_mean'] - base:>8.2f}")
     skipped = summary["skipped"]["num"]
-    note = f", {skipped} with a silent target left out" if skipped else ""
+    note = f", {skipped} with a silent source left out" if skipped else ""
     lines.append(f"{summary['mixture']['num']} mixtures{note}")
     return "\n".join(lines)
 

@@ -5,14 +5,22 @@ A clip is cut as the official code does: a centre picture, audio around its time
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int16
 
-from clipsep_jax.config import Config, DataConfig
+from clipsep_jax.config import Config, DataConfig, SpectrogramConfig
 from clipsep_jax.queries import EmbeddingTable
-from clipsep_jax.records import FRAMES_PER_SECOND, LABEL_EMBEDDINGS_NAME, Record, RecordSet, decode_frame
+from clipsep_jax.records import (
+    FRAMES_PER_SECOND,
+    LABEL_EMBEDDINGS_NAME,
+    Record,
+    RecordSet,
+    RecordSplit,
+    decode_frame,
+)
 from clipsep_jax.structures import Batch, InputError
 
 
@@ -47,19 +55,20 @@ def pictures_around(centre: int, num_frames: int, count: int) -> Int16[np.ndarra
     return np.clip(indices, 0, num_frames - 1).astype(np.int16)
 
 
+QueryOf = Callable[[Record, np.ndarray], np.ndarray]  # of a record and the pictures around a centre
+
+
 @dataclass(frozen=True)
 class ClipReader:
     """Record -> one source of a mixture, as a dict of arrays with the names of `Batch`.
 
-    `query` is "image", "text" or None; `frames` asks for pictures in place of their embeddings.
+    With `frames` it gives pictures in place of a query; with neither, sound alone.
     """
 
     data: DataConfig
-    num_samples: int
-    sample_rate_hz: int
-    query: str | None
+    spectrogram: SpectrogramConfig
+    query: QueryOf | None
     frames: bool = False
-    table: EmbeddingTable | None = None
 
     def __call__(self, record: Record, rng: np.random.Generator | None) -> dict[str, Any]:
         """Cuts a clip: at a random centre and gain from `rng`, or without it in the middle and as loud as it is."""
@@ -67,51 +76,66 @@ class ClipReader:
         low, high = centre_range(num_frames, self.data.frame_margin)
         centre = max(1, num_frames // 2) if rng is None else int(rng.integers(low, high, endpoint=True))
         gain = 1.0 if rng is None else rng.uniform(self.data.gain_min, self.data.gain_max)
-        middle = centre_samples(centre, self.sample_rate_hz)
-        clip: dict[str, Any] = {"sources": crop_audio(record.audio, middle, self.num_samples), "gain": np.float32(gain)}
+        middle = centre_samples(centre, self.spectrogram.sample_rate_hz)
+        sound = crop_audio(record.audio, middle, self.spectrogram.num_samples)
+        clip: dict[str, Any] = {"sources": sound, "gain": np.float32(gain)}
         nearby = pictures_around(centre, num_frames, self.data.frames_per_clip)
         if self.frames:
             return clip | {"frames": np.stack([decode_frame(record.frames[i]) for i in nearby])}
-        return clip if self.query is None else clip | {"query": self._embedding(record, nearby)}
+        return clip if self.query is None else clip | {"query": self.query(record, nearby)}
 
     def _num_frames(self, record: Record) -> int:
-        seconds = max(1, len(record.audio) * FRAMES_PER_SECOND // self.sample_rate_hz)
         if record.frame_embeddings is not None:
             return len(record.frame_embeddings)
-        return len(record.frames) or seconds
-
-    def _embedding(self, record: Record, nearby: np.ndarray) -> Float32[np.ndarray, "Q"]:
-        if self.query == "text":
-            assert self.table is not None
-            return self.table.lookup(record.label)
-        assert record.frame_embeddings is not None
-        return record.frame_embeddings[nearby].mean(axis=0)
+        seconds = len(record.audio) * FRAMES_PER_SECOND // self.spectrogram.sample_rate_hz
+        return len(record.frames) or max(1, seconds)
 
 
-def build_reader(config: Config, records: RecordSet, query: str | None = None, source: str | None = None) -> ClipReader:
-    """The reader that a config asks for, its query's kind and source replaced where given.
+def build_reader(config: Config, records: RecordSet, kind: str, source: str = "embeddings") -> ClipReader:
+    """The reader that gives queries of a kind, from stored embeddings or as "frames".
 
     Raises:
-        InputError: the records cannot give what is asked for.
+        InputError: the records cannot give such queries.
     """
-    query, source = query or config.query.kind, source or config.query.source
-    frames = query == "image" and source == "frames"
-    if not frames:
-        _check_query_size(config, records)
-    table = EmbeddingTable.load(records.folder / LABEL_EMBEDDINGS_NAME) if query == "text" else None
-    spectrogram = config.spectrogram
-    return ClipReader(config.data, spectrogram.num_samples, spectrogram.sample_rate_hz, query, frames, table)
+    if source == "frames":
+        return ClipReader(config.data, config.spectrogram, None, frames=True)
+    return ClipReader(config.data, config.spectrogram, build_query(config, records, kind))
 
 
-def _check_query_size(config: Config, records: RecordSet) -> None:
+def build_query(config: Config, records: RecordSet, kind: str) -> QueryOf | None:
+    """The one place where a kind of query becomes a function of a record; "hybrid" gives image and text, [2, Q]."""
+    if kind == "none":
+        return None
+    if kind == "label":
+        numbers = {label: np.array(number, np.int32) for number, label in enumerate(records.labels)}
+        return lambda record, _: numbers[record.label]
+    if kind == "sentence":
+        table = EmbeddingTable.load(Path(config.query.table))
+        _check_query_size(config, config.query.table, table.vectors.shape[1])
+        return lambda record, _: table.lookup(record.label)
     if records.query_size is None:
         raise InputError(
             f"{records.folder} holds no embeddings; prepare it with --clip, or train with --config.query.source=frames."
         )
-    if records.query_size != config.model.query_size:
+    _check_query_size(config, str(records.folder), records.query_size)
+    if kind == "image":
+        return _image_query
+    texts = EmbeddingTable.load(records.folder / LABEL_EMBEDDINGS_NAME)
+    if kind == "text":
+        return lambda record, _: texts.lookup(record.label)
+    return lambda record, nearby: np.stack([_image_query(record, nearby), texts.lookup(record.label)])
+
+
+def _image_query(record: Record, nearby: np.ndarray) -> Float32[np.ndarray, "Q"]:
+    assert record.frame_embeddings is not None
+    return record.frame_embeddings[nearby].mean(axis=0)
+
+
+def _check_query_size(config: Config, where: str, size: int) -> None:
+    if size != config.model.query_size:
         raise InputError(
-            f"{records.folder} holds embeddings of size {records.query_size}, the config expects "
-            f"{config.model.query_size}; set --config.model.query_size={records.query_size}."
+            f"{where} holds embeddings of size {size}, the config expects {config.model.query_size}; "
+            f"set --config.model.query_size={size}."
         )
 
 
@@ -136,50 +160,48 @@ class Batches:
 def build_batches(
     config: Config,
     records: RecordSet,
-    reader: ClipReader,
     split: str,
+    kind: str,
     *,
     training: bool,
     batch_size: int,
     process_index: int = 0,
     num_processes: int = 1,
 ) -> Batches:
-    """Endless batches of mixtures from one split.
+    """Endless batches of mixtures from one split, with queries of a kind ("hybrid": image and text by turns).
 
-    Clips are shuffled anew every pass and paired in that order, so a mixture holds different clips. In training the
+    Clips are shuffled anew every pass and paired in that order; where their number is odd, a pair may hold one clip
+    twice, with the last of a pass and the first of the next. In training the
     cuts are random. The process's share is cut from the finished sequence, so the global batch does not depend on
     the number of processes.
 
     Raises:
-        InputError: the split is missing or too small.
+        InputError: the split is missing, too small, or cannot give such queries.
     """
     import grain
 
+    reader = build_reader(config, records, kind, config.query.source if kind == "image" else "embeddings")
     source = records.split(split, with_frames=reader.frames)
     num_sources = config.data.num_sources
     if len(source) < num_sources:
         raise InputError(
             f"The split {split!r} of {records.folder} has {len(source)} clips, too few for mixtures of {num_sources}."
         )
+    if kind in ("text", "hybrid", "label", "sentence"):
+        _check_labels(source)
     dataset = grain.MapDataset.source(source).seed(config.train.seed).shuffle().repeat()
     read: Callable = reader
     dataset = dataset.random_map(read) if training else dataset.map(lambda record: reader(record, None))
-    dataset = dataset.batch(num_sources).batch(batch_size)
-    return Batches(dataset[process_index::num_processes], config.data.read_threads)
+    dataset = dataset.batch(num_sources).batch(batch_size)[process_index::num_processes]
+    if kind == "hybrid":
+        dataset = dataset.map_with_index(lambda step, batch: batch | {"query": batch["query"][:, :, step % 2]})
+    return Batches(dataset, config.data.read_threads)
 
 
-def build_input(
-    config: Config, records: RecordSet, batch_size: int, *, process_index: int = 0, num_processes: int = 1
-) -> Batches:
-    """The training batches of a config."""
-    reader = build_reader(config, records)
-    return build_batches(
-        config,
-        records,
-        reader,
-        config.data.train_split,
-        training=True,
-        batch_size=batch_size,
-        process_index=process_index,
-        num_processes=num_processes,
-    )
+def _check_labels(split: RecordSplit) -> None:
+    unlabelled = [entry.id for entry in split.entries if not entry.label]
+    if unlabelled:
+        raise InputError(
+            f"{len(unlabelled)} clips of the split {split.name!r} have no label ({unlabelled[0]} is one); "
+            "prepare the records with --labels, or train with another --config.query.kind."
+        )

@@ -6,7 +6,7 @@ query_encoder/     a copy of the query encoder, where that was a local folder
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from clipsep_jax.config import Config
 from clipsep_jax.encoders.weights import Rule, copy_folder, export_tensors, load_tensors, read_tensors
 from clipsep_jax.files import atomic_write
 from clipsep_jax.models.clipsep import CLIPSep, build_model
+from clipsep_jax.queries import EmbeddingTable
 from clipsep_jax.records import EncoderInfo
 from clipsep_jax.structures import InputError
 
@@ -25,6 +26,7 @@ FORMAT = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 ENCODER_FOLDER = "query_encoder"
+TABLE_FILE = "query_table.safetensors"
 BEST_FOLDER = "best"  # in a training workdir
 
 # The network's own names, as they are.
@@ -38,6 +40,7 @@ class ModelDir:
     folder: Path
     config: Config
     encoder: EncoderInfo | None
+    labels: tuple[str, ...]  # that label queries may name, in the order of their numbers
     progress: Mapping[str, Any]  # "step" and "validation_loss", where known
 
     @property
@@ -66,17 +69,18 @@ class ModelDir:
         return model
 
 
-def start_model_dir(folder: Path, config: Config, encoder: EncoderInfo | None) -> None:
-    """Writes all but the weights: the config, and the encoder's files where it is a local folder.
-
-    A relative folder of an encoder is looked up from the current directory.
-    """
+def start_model_dir(
+    folder: Path, config: Config, encoder: EncoderInfo | None, labels: Sequence[str] = (), table: Path | None = None
+) -> None:
+    """Writes all but the weights: the config, the labels, and the files of the encoder (where local) or table."""
     folder.mkdir(parents=True, exist_ok=True)
-    copy = folder / ENCODER_FOLDER
-    if encoder is not None and Path(encoder.name).is_dir() and not (copy / WEIGHTS_FILE).is_file():
-        copy_folder(Path(encoder.name), copy)
+    if encoder is not None and Path(encoder.name).is_dir():
+        copy_folder(Path(encoder.name), folder / ENCODER_FOLDER)
+    if table is not None:
+        EmbeddingTable.load(table).save(folder / TABLE_FILE)
     values = {
         "format": FORMAT,
+        "labels": list(labels),
         "query_encoder": None if encoder is None else vars(encoder),
         "config": config.to_dict(),
     }
@@ -108,17 +112,20 @@ def open_model_dir(path: str | Path) -> ModelDir:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise InputError(f"{path} holds no trained model: {folder / name} is missing; train one there first.")
-    values = _read_config(folder / CONFIG_FILE)
-    encoder = EncoderInfo(**values["query_encoder"]) if values.get("query_encoder") else None
-    return ModelDir(folder, Config.from_config_dict(values["config"]), encoder, _progress(folder / WEIGHTS_FILE))
+    return _read_config(folder)
 
 
-def _read_config(path: Path) -> dict:
+def _read_config(folder: Path) -> ModelDir:
+    path = folder / CONFIG_FILE
     try:
         values = json.loads(path.read_text("utf-8"))
         version = values["format"]
-        if version == FORMAT and isinstance(values["config"], dict):
-            return values
+        if version == FORMAT:
+            encoder = EncoderInfo(**values["query_encoder"]) if values["query_encoder"] else None
+            config = Config.from_config_dict(dict(values["config"]))
+            return ModelDir(folder, config, encoder, tuple(values["labels"]), _progress(folder / WEIGHTS_FILE))
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not the config of a clipsep model; give the folder of one.") from error
     raise InputError(f"{path} has format {version}, but this version reads {FORMAT}; update clipsep-jax.")

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,11 @@ def prompt_for(label: str, template: str = DEFAULT_TEMPLATE) -> str:
     return template.replace("{}", label)
 
 
+def nearest_labels(label: str, labels: Sequence[str], count: int = 3) -> list[str]:
+    """The labels most like a text, for messages."""
+    return difflib.get_close_matches(label, labels, n=count, cutoff=0.0)
+
+
 @dataclass(frozen=True, eq=False)
 class EmbeddingTable:
     """One embedding a label.
@@ -62,8 +68,8 @@ class EmbeddingTable:
             InputError: the table does not know the label; the nearest ones are listed.
         """
         if label not in self._rows:
-            nearest = difflib.get_close_matches(label, self.labels, n=3, cutoff=0.0)
-            raise InputError(f"There is no embedding of the label {label!r}; the nearest are {', '.join(nearest)}.")
+            nearest = ", ".join(nearest_labels(label, self.labels))
+            raise InputError(f"There is no embedding of the label {label!r}; the nearest are {nearest}.")
         return self.vectors[self._rows[label]]
 
     def save(self, path: Path) -> None:

@@ -20,11 +20,12 @@ from google.protobuf.message import DecodeError, Message
 from jaxtyping import Float32, Int16, UInt8
 from PIL import Image
 
+from clipsep_jax.config import SAMPLE_RATE_HZ
 from clipsep_jax.files import atomic_write
 from clipsep_jax.structures import InputError
 
 SCHEMA_VERSION = 1
-SAMPLE_RATE_HZ = 16_000
+
 FRAMES_PER_SECOND = 1
 FRAME_SIZE = 224
 
@@ -49,7 +50,8 @@ class Record:
         id: POSIX path of the clip relative to its folder.
         label: what is heard, "" where unknown.
         audio: 16-bit mono audio at 16 kHz; sample 0 is time 0.
-        frames: JPEG pictures, RGB, 224 x 224, one a second; picture i is the one shown at i + 0.5 s.
+        frames: JPEG pictures, RGB, 224 x 224, one a second; picture i is the one shown at i + 0.5 s. Empty where
+            only their embeddings are kept.
         frame_embeddings: one embedding a picture, or None before they are computed.
     """
 
@@ -58,6 +60,11 @@ class Record:
     audio: Int16[np.ndarray, "L"]
     frames: tuple[bytes, ...]
     frame_embeddings: Float32[np.ndarray, "num_frames Q"] | None = None
+
+    @property
+    def num_frames(self) -> int:
+        """How many pictures there are, or were before only their embeddings were kept."""
+        return len(self.frames if self.frame_embeddings is None else self.frame_embeddings)
 
 
 # tf.train.Example, declared in a pool of its own, where it cannot clash with TensorFlow's registration.
@@ -109,8 +116,7 @@ def encode_record(record: Record) -> bytes:
     feature["frames"].bytes_list.value.extend(record.frames)
     embeddings = record.frame_embeddings
     if embeddings is not None:
-        if len(embeddings) != len(record.frames):
-            raise ValueError(f"{len(embeddings)} embeddings for {len(record.frames)} pictures")
+        _check_count(len(embeddings), len(record.frames))
         packed = embeddings.astype("<f4", casting="equiv", copy=False).tobytes()
         feature["frame_embeddings"].bytes_list.value.append(packed)
         feature["query_size"].int64_list.value.append(embeddings.shape[1])
@@ -149,7 +155,14 @@ def _decode_embeddings(feature: Any) -> Float32[np.ndarray, "num_frames Q"] | No
     if "frame_embeddings" not in feature:
         return None
     packed = np.frombuffer(feature["frame_embeddings"].bytes_list.value[0], "<f4").astype(np.float32, copy=False)
-    return packed.reshape(len(feature["frames"].bytes_list.value), feature["query_size"].int64_list.value[0])
+    embeddings = packed.reshape(-1, feature["query_size"].int64_list.value[0])
+    _check_count(len(embeddings), len(feature["frames"].bytes_list.value))
+    return embeddings
+
+
+def _check_count(num_embeddings: int, num_frames: int) -> None:
+    if num_frames not in (0, num_embeddings):
+        raise ValueError(f"{num_embeddings} embeddings for {num_frames} pictures")
 
 
 def decode_frame(jpeg: bytes) -> UInt8[np.ndarray, "H W 3"]:
@@ -215,7 +228,7 @@ def write_shard(path: Path, records: Iterable[Record]) -> Shard:
             file.write(framed)
             digest.update(framed)
             line = {"offset": offset, "length": len(data), "id": record.id, "label": record.label}
-            lines.append(line | {"num_frames": len(record.frames), "num_samples": len(record.audio)})
+            lines.append(line | {"num_frames": record.num_frames, "num_samples": len(record.audio)})
             offset += len(framed)
     with atomic_write(_index_path(path)) as file:
         file.writelines(json.dumps(line).encode() + b"\n" for line in lines)

@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, PyTree, UInt8
+from jaxtyping import Array, Float, Float32, Int, Int32, PyTree, UInt8
 from PIL import Image
 from tqdm import tqdm
 
 from clipsep_jax.config import Config
 from clipsep_jax.encoders.clip import ClipEncoder, load_clip
-from clipsep_jax.model_dir import ModelDir, open_model_dir
+from clipsep_jax.model_dir import TABLE_FILE, ModelDir, open_model_dir
+from clipsep_jax.queries import EmbeddingTable, nearest_labels
 from clipsep_jax.spectrogram import istft, log_warped_magnitude, stft, unwarp
-from clipsep_jax.structures import InputError
+from clipsep_jax.structures import AnyArray, InputError, MaskLogits
 
 Query = str | Image.Image | np.ndarray
 
@@ -72,35 +73,89 @@ class Separator:
                 f"{encoder.name} makes embeddings of size {encoder.query_size}, but {self.model_dir.folder} takes "
                 f"{self.config.model.query_size}; it is not the encoder that the model was trained with."
             )
+        if self.model_dir.encoder and encoder.sha256 != self.model_dir.encoder.sha256:
+            raise InputError(
+                f"{encoder.name} has other weights than the encoder that {self.model_dir.folder} was trained with; "
+                "restore that one."
+            )
         return encoder
 
-    def embed(self, queries: Sequence[Query]) -> Float32[np.ndarray, "N Q"]:
-        """Embeddings of queries: a text, a picture, an array of pictures [R H W 3] (averaged), or an embedding [Q]."""
+    @cached_property
+    def table(self) -> EmbeddingTable:
+        """The embeddings of labels that a model of sentence queries was trained with."""
+        return EmbeddingTable.load(self.model_dir.folder / TABLE_FILE)
+
+    def embed(self, queries: Sequence[Query]) -> Float32[np.ndarray, "N Q"] | Int32[np.ndarray, "N"] | None:
+        """What the model takes for queries.
+
+        A query is a text, a picture, an array of pictures [R H W 3] (averaged), or an embedding [Q]; for models of
+        labels or sentences, one of their labels. A model without queries takes none.
+
+        Raises:
+            InputError: the model does not take such a query.
+        """
+        kind = self.config.query.kind
+        if kind == "none":
+            if queries:
+                raise InputError(f"{self.model_dir.folder} separates without queries; give none.")
+            return None
+        if not queries:
+            raise InputError("There is no query; say what to pull out.")
+        if kind == "label":
+            return np.array([self._label_number(query) for query in queries], np.int32)
         return np.stack([self._embed(query) for query in queries])
 
+    def _label_number(self, query: Query) -> int:
+        labels = self.model_dir.labels
+        if query not in labels:
+            raise InputError(
+                f"{self.model_dir.folder} takes one of its {len(labels)} labels as a query, not {query!r}; "
+                f"the nearest are {', '.join(nearest_labels(str(query), labels))}."
+            )
+        return labels.index(str(query))
+
     def _embed(self, query: Query) -> Float32[np.ndarray, " Q"]:
-        if isinstance(query, str):
-            return self.encoder.embed_text([query])[0]
         if isinstance(query, np.ndarray) and query.ndim == 1:
             return query.astype(np.float32)
+        if isinstance(query, str):
+            by_table = self.config.query.kind == "sentence"
+            return self.table.lookup(query) if by_table else self.encoder.embed_text([query])[0]
         pictures = np.asarray(query.convert("RGB"))[None] if isinstance(query, Image.Image) else query
         return self.encoder.embed_frames(_as_pictures(pictures)).mean(axis=0)
 
     @partial(jax.jit, static_argnums=0)
     def _masked(
-        self, state: PyTree, mixtures: Float[Array, "B L"], queries: Float[Array, "B N Q"]
+        self, state: PyTree, mixtures: Float[Array, "B L"], queries: Float[Array, "B N Q"] | Int[Array, "B N"] | None
     ) -> Float[Array, "B N L"]:
         spectrogram = self.config.spectrogram
         spectrum = stft(mixtures, spectrogram)
-        logits = nnx.merge(self._graphdef, state)(log_warped_magnitude(jnp.abs(spectrum), spectrogram), queries)
+        logits = self._logits(state, jnp.abs(spectrum), queries)
         masks = unwarp(jax.nn.sigmoid(logits.query), spectrogram)
         return jnp.clip(istft(masks * spectrum[:, None], spectrogram, mixtures.shape[-1]), -1, 1)
 
     def separate_clips(
-        self, mixtures: Float[np.ndarray, "B L"], queries: Float[np.ndarray, "B N Q"]
+        self, mixtures: Float[np.ndarray, "B L"], queries: Float[np.ndarray, "B N Q"] | Int[np.ndarray, "B N"] | None
     ) -> Float[Array, "B N L"]:
-        """Separates clips of the training length, each by its own query embeddings. Noise masks are not used."""
-        return self._masked(self._state, jnp.asarray(mixtures), jnp.asarray(queries))
+        """Separates clips of the training length, each by its own queries (see `embed`). Noise masks are not used."""
+        return self._masked(self._state, jnp.asarray(mixtures), None if queries is None else jnp.asarray(queries))
+
+    def mask_logits(
+        self, magnitude: Float[AnyArray, "F T"], queries: Float[AnyArray, "N Q"] | Int[AnyArray, "N"] | None
+    ) -> MaskLogits:
+        """Mask logits of one spectrogram, without a batch axis.
+
+        Args:
+            magnitude: linear, before 1e-10 is added; T must suit the network (a multiple of 2**num_levels).
+            queries: what `embed` gives.
+        """
+        batch = None if queries is None else jnp.asarray(queries)[None]
+        logits = self._logits(self._state, jnp.asarray(magnitude)[None], batch)
+        return jax.tree.map(lambda x: x[0], logits)
+
+    @partial(jax.jit, static_argnums=0)
+    def _logits(self, state: PyTree, magnitude: Float[Array, "B F T"], queries: Array | None) -> MaskLogits:
+        log_magnitude = log_warped_magnitude(magnitude, self.config.spectrogram)
+        return nnx.merge(self._graphdef, state)(log_magnitude, queries)
 
     def separate(
         self, waveform: Float[np.ndarray, " L"], queries: Sequence[Query], *, progress: bool = False
@@ -113,14 +168,13 @@ class Separator:
             progress: show a bar on stderr.
 
         Raises:
-            InputError: the recording is empty or holds values that are no numbers, or there is no query.
+            InputError: the recording is empty or holds values that are no numbers, or a query does not suit the model.
         """
-        if not queries:
-            raise InputError("There is no query; say what to pull out.")
         if not len(waveform) or not np.isfinite(waveform).all():
             raise InputError("The recording is empty or holds values that are no numbers; give one with sound.")
         embeddings = self.embed(queries)
-        stems = np.zeros((len(queries), len(waveform)), np.float32)
+        num_stems = len(queries) or self.config.model.num_learned_queries
+        stems = np.zeros((num_stems, len(waveform)), np.float32)
         total = np.zeros(len(waveform), np.float32)
         chunk = self.config.spectrogram.num_samples
         starts = chunk_starts(len(waveform), chunk)
@@ -135,7 +189,7 @@ class Separator:
         return Separation(stems, (waveform - stems.sum(axis=0)).astype(np.float32))
 
     def _separate_chunks(
-        self, waveform: np.ndarray, starts: Sequence[int], embeddings: np.ndarray
+        self, waveform: np.ndarray, starts: Sequence[int], embeddings: np.ndarray | None
     ) -> Float[np.ndarray, "b N L"]:
         """The chunks at `starts`, filled up to CHUNKS_AT_ONCE so that one program serves all."""
         chunk = self.config.spectrogram.num_samples
@@ -143,7 +197,7 @@ class Separator:
         for row, start in zip(mixtures, starts, strict=False):
             # Short recordings are tiled, as in training.
             row[:] = np.resize(waveform[start : start + chunk], chunk)
-        queries = np.broadcast_to(embeddings, (CHUNKS_AT_ONCE, *embeddings.shape))
+        queries = None if embeddings is None else np.broadcast_to(embeddings, (CHUNKS_AT_ONCE, *embeddings.shape))
         return np.asarray(self.separate_clips(mixtures, queries))[: len(starts)]
 
 

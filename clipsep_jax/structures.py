@@ -67,8 +67,8 @@ class Mixture:
 class MaskLogits:
     """Masks before the sigmoid: one a query, and the noise masks where the model has them."""
 
-    query: Float[Array, "B N K T"]
-    noise: Float[Array, "B M K T"] | None = None
+    query: Float[Array, "*B N K T"]
+    noise: Float[Array, "*B M K T"] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -13,13 +13,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 from tqdm import tqdm
 
@@ -27,7 +27,7 @@ from clipsep_jax.checkpoint import Checkpoints
 from clipsep_jax.config import Config
 from clipsep_jax.distributed import local_batch_size, make_mesh, put_batch, replicated
 from clipsep_jax.encoders.clip import ClipEncoder, load_clip
-from clipsep_jax.input import Batches, build_batches, build_reader
+from clipsep_jax.input import Batches, build_batches
 from clipsep_jax.metrics_log import MetricsLog
 from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE, start_model_dir, write_weights
 from clipsep_jax.records import LABEL_EMBEDDINGS_NAME, EncoderInfo, RecordSet
@@ -35,11 +35,11 @@ from clipsep_jax.structures import InputError
 from clipsep_jax.train_step import Trainer, TrainState
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """Training stopped early on request, after saving `step`."""
 
     def __init__(self, step: int):
-        super().__init__(step)
+        super().__init__(f"stopped after step {step}; the same command goes on from there")
         self.step = step
 
 
@@ -79,8 +79,9 @@ class Run:
     """The parts of one training run, built once and checked before anything is written."""
 
     def __init__(self, config: Config, workdir: Path):
-        self.config, self.workdir = config, workdir
         self.records = RecordSet(Path(config.data.records))
+        self.config = config = fit_to_records(config, self.records)
+        self.workdir = workdir
         self.encoder = find_encoder(config, self.records)
         self.mesh = make_mesh()
         clip = self._load_encoder()
@@ -104,27 +105,35 @@ class Run:
         return clip
 
     def _batches(self, split: str, kind: str, *, training: bool) -> Batches:
+        spare = max(0, self.config.data.drop_closest) if training else 0
         return build_batches(
             self.config,
             self.records,
-            build_reader(self.config, self.records, kind),
             split,
+            kind,
             training=training,
-            batch_size=local_batch_size(self.config.data.batch_size, self.mesh),
+            batch_size=local_batch_size(self.config.data.batch_size + spare, self.mesh),
             process_index=jax.process_index(),
             num_processes=jax.process_count(),
         )
 
     def _validated_kinds(self) -> list[str]:
-        """The kind that is trained on, and text too where every clip has a label with an embedding."""
+        """The kind that models are chosen by; beside image, text too where every clip has a label with an embedding."""
         if self.config.data.validation_split not in self.records.splits:
             return []
-        kinds = [self.config.query.kind]
         entries = self.records.split(self.config.data.validation_split).entries
-        has_labels = all(entry.label for entry in entries)
-        if has_labels and (self.records.folder / LABEL_EMBEDDINGS_NAME).is_file() and "text" not in kinds:
-            kinds.append("text")
-        return kinds
+        if len(entries) < self.config.data.num_sources:
+            return []
+        has_texts = all(entry.label for entry in entries) and (self.records.folder / LABEL_EMBEDDINGS_NAME).is_file()
+        same_encoder = self.encoder and self.records.encoder and self.encoder.sha256 == self.records.encoder.sha256
+        return (
+            [self.chosen_by, "text"] if self.chosen_by == "image" and has_texts and same_encoder else [self.chosen_by]
+        )
+
+    @property
+    def chosen_by(self) -> str:
+        """The kind of query whose validation loss chooses the best model."""
+        return "image" if self.config.query.kind == "hybrid" else self.config.query.kind
 
     def validate(self, state: TrainState) -> dict[str, float]:
         """Mean loss over the first validation batches, for each kind of query."""
@@ -138,12 +147,23 @@ class Run:
         return losses
 
 
+def fit_to_records(config: Config, records: RecordSet) -> Config:
+    """The config with the sizes that its kind of query takes from the data: labels, or sources to tell apart."""
+    if config.query.kind == "label":
+        return replace(config, model=replace(config.model, num_labels=len(records.labels)))
+    if config.query.kind == "none":
+        return replace(config, model=replace(config.model, num_learned_queries=config.data.num_sources))
+    return config
+
+
 def find_encoder(config: Config, records: RecordSet) -> EncoderInfo | None:
     """The query encoder of a run: the config's, or else the one that prepared the records.
 
     Raises:
         InputError: it is not there any more, or is not the one that made the stored embeddings.
     """
+    if config.query.kind in ("label", "sentence", "none"):
+        return None
     name = config.query.encoder or (records.encoder.name if records.encoder else "")
     if not name:
         if config.query.source == "frames":
@@ -177,9 +197,14 @@ def train(config: Config, workdir: Path) -> Path:
         if start:
             state = checkpoints.restore(start, state)
         if jax.process_index() == 0:
-            start_model_dir(best, config, run.encoder)
+            labels = run.records.labels if run.config.query.kind == "label" else ()
+            table = Path(config.query.table) if config.query.table else None
+            start_model_dir(best, run.config, run.encoder, labels, table)
         if not run.validation_batches:
-            tqdm.write(f"No split {config.data.validation_split!r} in {run.records.folder}: the latest model is kept.")
+            tqdm.write(
+                f"{run.records.folder} has no split {config.data.validation_split!r} with enough clips for a mixture: "
+                "the latest model is kept as the best."
+            )
         with MetricsLog(workdir, start) as log:
             _loop(run, state, start, checkpoints, log, stop)
     return best
@@ -201,30 +226,31 @@ def _loop(
             validation = run.validate(state) if step % config.train.validate_every == 0 or step == steps else {}
             saving = last or bool(validation) or step % config.checkpoint.save_every == 0
             if saving or step % config.train.log_every == 0:
-                loss = _check_finite(metrics, step)
-                progress.set_postfix(loss=f"{loss:.4f}", **{k: f"{v:.4f}" for k, v in validation.items()})
+                scalars = {name: float(value) for name, value in metrics.items()} | validation
+                _check_finite(scalars, step)
+                progress.set_postfix(loss=f"{scalars['loss']:.4f}", **{k: f"{v:.4f}" for k, v in validation.items()})
             if validation or step % config.train.log_every == 0 or step == steps:
-                log.write(step, {name: float(value) for name, value in metrics.items()} | validation)
+                log.write(step, scalars)
             if saving:
-                selected = validation.get(f"validation_loss_{config.query.kind}")
-                checkpoints.save(step, state, selected)
+                _check_finite({"norm of the parameters": float(optax.tree.norm(state.params))}, step)
+                selected = validation.get(f"validation_loss_{run.chosen_by}")
                 if selected is not None and selected < best_loss:
                     best_loss = selected
                     _write_best(run, state, step, selected)
                 elif not run.validation_batches or not (run.workdir / BEST_FOLDER / WEIGHTS_FILE).is_file():
                     _write_best(run, state, step, None)
+                checkpoints.save(step, state, selected)
             if last and step < steps:
                 raise Interrupted(step)
 
 
-def _check_finite(metrics: dict[str, Any], step: int) -> float:
-    loss = float(metrics["loss"])
-    if not math.isfinite(loss):
-        raise InputError(
-            f"The loss of step {step} is {loss}; lower --config.optimizer.learning_rate and run again, "
-            "which starts from the checkpoint before."
-        )
-    return loss
+def _check_finite(scalars: dict[str, float], step: int) -> None:
+    for name, value in scalars.items():
+        if not math.isfinite(value):
+            raise InputError(
+                f"The {name} of step {step} is {value}; lower --config.optimizer.learning_rate and run again, "
+                "which starts from the checkpoint before."
+            )
 
 
 def _write_best(run: Run, state: TrainState, step: int, validation_loss: float | None) -> None:

@@ -1,7 +1,7 @@
 """The train step: state, optimizer, and one compiled function from int16 audio to new weights."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from clipsep_jax.config import Config, OptimizerConfig
-from clipsep_jax.mixing import apply_gain, mix
+from clipsep_jax.mixing import apply_gain, drop_closest, likeness_weight, mix
 from clipsep_jax.models.clipsep import build_model
 from clipsep_jax.objectives import build_objective
 from clipsep_jax.structures import Batch, Loss
@@ -78,17 +78,22 @@ class Trainer:
         """The loss of a batch, with its parts and the new batch statistics."""
         model = nnx.merge(self.graphdef, params, batch_stats, copy=True)
         model.train() if training else model.eval()
-        mixture = mix(
-            apply_gain(jnp.asarray(batch.sources), jnp.asarray(batch.gain)), self.config.spectrogram, self.config.mixing
-        )
+        choosing = self.config.data.drop_closest if training else 0
+        active = step >= self.config.data.drop_closest_from_step
+        if choosing > 0:
+            batch = drop_closest(batch, self.config.data.batch_size, active)
+        sources = apply_gain(jnp.asarray(batch.sources), jnp.asarray(batch.gain))
+        mixture = mix(sources, self.config.spectrogram, self.config.mixing)
+        if choosing < 0:
+            likeness = likeness_weight(jnp.asarray(batch.query), active)
+            mixture = replace(mixture, weight=mixture.weight * likeness[:, None, None])
         logits = model(jnp.log(mixture.magnitude), self._query(batch, encoder))
         loss = self.objective(logits, mixture, step)
         return loss.value, (loss, nnx.state(model, nnx.BatchStat))
 
-    def _query(self, batch: Batch, encoder: Any) -> Array:
+    def _query(self, batch: Batch, encoder: Any) -> Array | None:
         if batch.frames is None:
-            assert batch.query is not None
-            return jnp.asarray(batch.query)
+            return None if batch.query is None else jnp.asarray(batch.query)
         assert self.encode is not None
         b, n, r = batch.frames.shape[:3]
         embeddings = self.encode(encoder, jnp.asarray(batch.frames).reshape(b * n * r, *batch.frames.shape[3:]))

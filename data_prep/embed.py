@@ -1,32 +1,37 @@
-"""Embeddings of the stored pictures and of the labels, by a frozen encoder."""
+"""Embeddings of the stored pictures and of the labels, by a frozen encoder: of new records, or of a whole folder."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Protocol, runtime_checkable
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
+from tqdm import tqdm
 
+from clipsep_jax.encoders import Encoder, NoTextError
+from clipsep_jax.files import atomic_write
 from clipsep_jax.queries import DEFAULT_TEMPLATE, EmbeddingTable, prompt_for
-from clipsep_jax.records import Record, decode_frame
+from clipsep_jax.records import (
+    LABEL_EMBEDDINGS_NAME,
+    MANIFEST_NAME,
+    EncoderInfo,
+    Manifest,
+    Record,
+    RecordSplit,
+    Shard,
+    decode_frame,
+    read_manifest,
+    write_manifest,
+    write_shard,
+)
+from clipsep_jax.structures import InputError
 
-
-@runtime_checkable
-class Encoder(Protocol):
-    """What turns pictures and sentences into query embeddings, as `clipsep_jax.encoders.clip.ClipEncoder` does."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def sha256(self) -> str: ...
-
-    @property
-    def query_size(self) -> int: ...
-
-    def embed_frames(self, frames: UInt8[np.ndarray, "B H W 3"]) -> Float32[np.ndarray, "B Q"]: ...
-
-    def embed_text(self, texts: list[str]) -> Float32[np.ndarray, "n Q"]: ...
+_WORK_NAME = "embedding.partial"  # a folder beside the shards, while they are rewritten
+_OPTIONS_NAME = "options.json"
 
 
 def embed_records(records: Sequence[Record], encoder: Encoder, batch_size: int = 32) -> list[Record]:
@@ -51,6 +56,134 @@ def label_table(labels: Sequence[str], encoder: Encoder, template: str = DEFAULT
     """Embed the prompt of every label.
 
     Raises:
+        NoTextError: the encoder takes pictures alone.
         InputError: the template does not hold `{}` exactly once.
     """
     return EmbeddingTable(tuple(labels), encoder.embed_text([prompt_for(label, template) for label in labels]))
+
+
+def embed_record_set(records: Path, encoder: Encoder, *, drop_frames: bool = False, batch_size: int = 32) -> Manifest:
+    """Embed the stored pictures of a folder of records and rewrite its shards, one by one.
+
+    A run that was stopped is continued by the same call, and the files come out equal to those of a run that was
+    not. Until the end there is no manifest, so that nobody reads a folder of which a part is rewritten.
+
+    Args:
+        drop_frames: leave the pictures out of the rewritten records.
+        batch_size: pictures of one batch; batches are counted from the start of each shard.
+
+    Returns:
+        The new manifest; the old one where there was nothing to do.
+
+    Raises:
+        InputError: the records are not complete or hold no pictures, or a run of other options has not finished.
+    """
+    info = EncoderInfo(encoder.name, encoder.sha256, encoder.query_size)
+    options = {"encoder": info.sha256, "drop_frames": drop_frames, "batch_size": batch_size}
+    manifest = _unfinished(records, options)
+    if manifest is None:
+        manifest = read_manifest(records)
+        shutil.rmtree(records / _WORK_NAME, ignore_errors=True)
+        if not _needs_work(records, manifest, info, drop_frames):
+            print(f"{records} already holds these embeddings: nothing to do.", file=sys.stderr)
+            return manifest
+    known = _made_by(info, manifest)
+    table = None if known else _table_of(manifest, encoder)  # may fail, so before the first file is touched
+    _take_manifest(records, options)
+
+    def rewrite(old: list[Record]) -> list[Record]:
+        new = old if known else embed_records(old, encoder, batch_size)
+        return [replace(record, frames=()) for record in new] if drop_frames else new
+
+    new = replace(manifest, splits=_rewrite_shards(records, manifest, rewrite), encoder=info)
+    if not known:
+        _replace_table(records / LABEL_EMBEDDINGS_NAME, table)
+    write_manifest(records, new)
+    shutil.rmtree(records / _WORK_NAME)
+    return new
+
+
+def _unfinished(records: Path, options: dict) -> Manifest | None:
+    """The manifest that a stopped run took away; where there is a manifest, no run is unfinished."""
+    work = records / _WORK_NAME
+    if (records / MANIFEST_NAME).is_file() or not (work / MANIFEST_NAME).is_file():
+        return None
+    if json.loads((work / _OPTIONS_NAME).read_text("utf-8")) != options:
+        raise InputError(f"{records} is half embedded with another encoder or options; finish that with those first.")
+    return read_manifest(work)
+
+
+def _take_manifest(records: Path, options: dict) -> None:
+    work = records / _WORK_NAME
+    if (work / MANIFEST_NAME).is_file():
+        return
+    work.mkdir()
+    with atomic_write(work / _OPTIONS_NAME) as file:
+        file.write(json.dumps(options).encode())
+    os.replace(records / MANIFEST_NAME, work / MANIFEST_NAME)
+
+
+def _made_by(encoder: EncoderInfo, manifest: Manifest) -> bool:
+    return manifest.encoder is not None and manifest.encoder.sha256 == encoder.sha256
+
+
+def _needs_work(records: Path, manifest: Manifest, encoder: EncoderInfo, drop_frames: bool) -> bool:
+    splits = [RecordSplit(records, name, shards) for name, shards in manifest.splits.items()]  # checks every file
+    # Pictures are dropped from all records or from none.
+    has_frames = all(entry.num_frames for split in splits for entry in split.entries) and any(
+        split[0].frames for split in splits if split.entries
+    )
+    if _made_by(encoder, manifest):
+        return drop_frames and has_frames
+    if not has_frames:
+        raise InputError(f"{records} holds clips without pictures, so it cannot be embedded; prepare it again.")
+    return True
+
+
+def _table_of(manifest: Manifest, encoder: Encoder) -> EmbeddingTable | None:
+    """The table of the known labels; None where there are none, or the encoder takes no text."""
+    try:
+        return label_table(sorted(manifest.labels), encoder) if manifest.labels else None
+    except NoTextError:
+        return None
+
+
+def _replace_table(path: Path, table: EmbeddingTable | None) -> None:
+    if table is None:
+        path.unlink(missing_ok=True)
+    else:
+        table.save(path)
+
+
+def _rewrite_shards(
+    records: Path, manifest: Manifest, rewrite: Callable[[list[Record]], list[Record]]
+) -> dict[str, tuple[Shard, ...]]:
+    num_records = sum(shard.num_records for shards in manifest.splits.values() for shard in shards)
+    splits = {}
+    with tqdm(total=num_records, unit="clip", file=sys.stderr) as progress:
+        for split, shards in manifest.splits.items():
+            done = []
+            for shard in shards:
+                done.append(_rewrite_shard(records, shard, rewrite))
+                progress.update(shard.num_records)
+            splits[split] = tuple(done)
+    return splits
+
+
+def _rewrite_shard(records: Path, shard: Shard, rewrite: Callable[[list[Record]], list[Record]]) -> Shard:
+    """Put a new shard and its index in the place of the old ones, unless a stopped run has already done so.
+
+    The old ones stay until the new ones are complete and said to be so by a file of their own; from then on, all that
+    can be left to do is to move them.
+    """
+    staging = records / _WORK_NAME / shard.name
+    complete = staging.with_name(shard.name + ".json")
+    if not complete.is_file():
+        staging.mkdir(exist_ok=True)
+        old = RecordSplit(records, "", [shard])
+        new = write_shard(staging / shard.name, rewrite([old[number] for number in range(len(old))]))
+        with atomic_write(complete) as file:
+            file.write(json.dumps(asdict(new)).encode())
+    for path in sorted(staging.iterdir()):
+        os.replace(path, records / path.name)
+    return Shard(**json.loads(complete.read_text("utf-8")))

@@ -29,6 +29,7 @@ CONTAINER_FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "flv")  
 
 MAX_FILE_BYTES = 4 * 2**30
 MAX_SECONDS = 20 * 60
+MAX_SOUND_SECONDS = 12 * 60 * 60  # of a recording that is read for its sound alone
 MAX_PIXELS = 8192 * 4352  # of one picture
 MIN_SECONDS = 1
 SILENCE_DBFS = -60.0
@@ -78,7 +79,7 @@ def read_video_sound(path: Path) -> Float32[np.ndarray, "L"]:
         with path.open("rb") as file, _open_container(file) as container:
             if not container.streams.audio:
                 _refuse("no_audio", "it has no audio stream")
-            stream, sound = container.streams.audio[0], _Sound(_start(container))
+            stream, sound = container.streams.audio[0], _Sound(_start(container), MAX_SOUND_SECONDS)
             for _, frame in _decoded(container, stream):
                 sound.add(frame)
             audio = _finite(sound.finish())
@@ -133,7 +134,7 @@ def _decode(container: Any) -> tuple[Float32[np.ndarray, "L"], tuple[bytes, ...]
     if not sounds:
         _refuse("no_audio", "it has no audio stream")
     start = _start(container)
-    pictures, sound = _Pictures(start), _Sound(start)
+    pictures, sound = _Pictures(start), _Sound(start, MAX_SECONDS)
     for stream, frame in _decoded(container, videos[0], sounds[0]):
         (pictures if stream is videos[0] else sound).add(frame)
     audio = sound.finish()
@@ -158,8 +159,9 @@ def _decoded(container: Any, *streams: Any) -> Iterator[tuple[Any, Any]]:
 
 def _make_ready(container: Any, *streams: Any) -> None:
     """Check what the container says of itself and of the streams that will be decoded, and bound their decoders."""
-    if container.duration and container.duration > MAX_SECONDS * 1_000_000:
-        _refuse_duration(container.duration / 1_000_000)
+    max_seconds = MAX_SECONDS if any(stream.type == "video" for stream in streams) else MAX_SOUND_SECONDS
+    if container.duration and container.duration > max_seconds * 1_000_000:
+        _refuse_duration(container.duration / 1_000_000, max_seconds)
     for stream in streams:
         if stream.codec_context is None:
             _refuse("undecodable", f"its {stream.type} codec is unknown")
@@ -176,8 +178,8 @@ def _check_size(width: int, height: int) -> None:
         _refuse("undecodable", f"its pictures are of unknown size, or above {MAX_PIXELS} pixels")
 
 
-def _refuse_duration(seconds: float) -> NoReturn:
-    _refuse("oversize", f"{seconds:.0f} s, above {MAX_SECONDS} s")
+def _refuse_duration(seconds: float, max_seconds: int) -> NoReturn:
+    _refuse("oversize", f"{seconds:.0f} s, above {max_seconds} s")
 
 
 def _check_complete(container: Any, sound: Any, seconds: float) -> None:
@@ -208,10 +210,11 @@ def _checked_audio(audio: Float32[np.ndarray, "L"]) -> Int16[np.ndarray, "L"]:
 class _Sound:
     """Gathers decoded audio as mono float32 at 16 kHz whose sample 0 is at `start`."""
 
-    def __init__(self, start: Fraction) -> None:
+    def __init__(self, start: Fraction, max_seconds: int) -> None:
         from av import AudioResampler
 
         self._start = start
+        self._max_seconds = max_seconds
         self._offset_samples: int | None = None
         self._seconds = 0.0
         self._chunks: list[np.ndarray] = []
@@ -223,8 +226,8 @@ class _Sound:
             self._offset_samples = round(offset * SAMPLE_RATE_HZ)
             self._seconds = max(0.0, float(offset))
         self._seconds += frame.samples / frame.sample_rate
-        if self._seconds > MAX_SECONDS:  # before resampling, which may multiply the samples
-            _refuse_duration(self._seconds)
+        if self._seconds > self._max_seconds:  # before resampling, which may multiply the samples
+            _refuse_duration(self._seconds, self._max_seconds)
         self._gather(frame)
 
     def _gather(self, frame: Any) -> None:
@@ -253,7 +256,7 @@ class _Pictures:
         time = _time(frame)
         shown = self.end if time is None else time - self._start
         if shown > MAX_SECONDS:
-            _refuse_duration(float(shown))
+            _refuse_duration(float(shown), MAX_SECONDS)
         while self._latest is not None and len(self._jpegs) + Fraction(1, 2) + _TIME_TOLERANCE < shown:
             self._take_latest()
         self._latest, self._latest_jpeg = frame, b""

@@ -1,10 +1,12 @@
 """Commands as a user types them: good input, bad input, exit codes, nothing half-written."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
 
-from clipsep_jax.cli import main
+from clipsep_jax.cli import main, output_paths
 from tests.data_prep import media
 
 
@@ -34,6 +36,13 @@ def test_separate_writes_target_and_residual(trained, wav, tmp_path, capsys):
     ]
     sounds = [soundfile.read(path) for path in sorted(out.iterdir())]
     assert [(len(sound), rate) for sound, rate in sounds] == [(16_000, 16_000)] * 2
+
+
+def test_outputs_never_overwrite_each_other():
+    paths = output_paths(Path("out"), "a", ["Residual", "drum", "drum!", "ü" * 300, "?"])
+    assert len(set(paths)) == 6
+    assert paths[-1] == Path("out/a_residual.wav")
+    assert all(len(path.name.encode()) < 200 for path in paths)
 
 
 @pytest.mark.parametrize("suffix", ["flac", "ogg", "mp3"])
@@ -124,6 +133,9 @@ def test_bad_training_options_are_refused(tmp_path, capsys, extra, message):
 def test_missing_config_and_data_set_are_refused(tmp_path, capsys):
     workdir = f"--workdir={tmp_path / 'run'}"
     assert "no config" in refuses(capsys, "train", "--config=configs/nope.py", workdir)
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config(:")
+    assert "invalid syntax" in refuses(capsys, "train", f"--config={broken}", workdir)
     assert "no data set 'musik'" in refuses(capsys, "train", "--config=configs/clipsep.py:musik", workdir)
 
 

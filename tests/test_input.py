@@ -17,7 +17,7 @@ from clipsep_jax.input import (
 from clipsep_jax.queries import EmbeddingTable
 from clipsep_jax.records import LABEL_EMBEDDINGS_NAME, RecordSet
 from clipsep_jax.structures import Batch, InputError
-from tests.small import make_record, make_records, small_config
+from tests.small import QUERY_SIZE, make_record, make_records, small_config
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +25,11 @@ def records(tmp_path_factory) -> RecordSet:
     return RecordSet(make_records(tmp_path_factory.mktemp("records")))
 
 
-def batches_of(records: RecordSet, *, training: bool = True, seed: int = 0, batch_size: int = 2, **kwargs):
+def batches_of(
+    records: RecordSet, *, kind: str = "image", training: bool = True, seed: int = 0, batch_size: int = 2, **kwargs
+):
     config = small_config(records.folder, seed=seed)
-    reader = build_reader(config, records)
-    return build_batches(config, records, reader, "train", training=training, batch_size=batch_size, **kwargs)
+    return build_batches(config, records, "train", kind, training=training, batch_size=batch_size, **kwargs)
 
 
 def assert_equal(a: Batch, b: Batch) -> None:
@@ -75,7 +76,7 @@ def test_pictures_around_repeat_at_the_ends():
 
 
 def test_validation_takes_the_official_centre(records):
-    reader = replace(build_reader(small_config(records.folder), records), num_samples=2047)
+    reader = build_reader(small_config(records.folder), records, "image")
     record = make_record(0, seconds=8.0)
     clip = reader(record, None)
     expected = crop_audio(record.audio, centre_samples(4, 16_000), 2047)
@@ -135,7 +136,7 @@ def test_wrong_query_size_is_refused(records):
     config = small_config(records.folder)
     config = replace(config, model=replace(config.model, query_size=512))
     with pytest.raises(InputError, match=r"set --config\.model\.query_size=6"):
-        build_reader(config, records)
+        build_reader(config, records, "image")
 
 
 def test_a_split_of_one_clip_is_refused(tmp_path):
@@ -147,3 +148,39 @@ def test_a_split_of_one_clip_is_refused(tmp_path):
 def test_unknown_config_key_is_refused():
     with pytest.raises(InputError, match=r"config\.train\.stepz"):
         Config.from_config_dict({"train": {"stepz": 3}})
+
+
+def test_hybrid_queries_alternate_between_image_and_text(records):
+    hybrid, image, text = (batches_of(records, kind=kind) for kind in ("hybrid", "image", "text"))
+    for step in (0, 1, 4, 7):
+        expected = (image, text)[step % 2][step]
+        assert_equal(hybrid[step], expected)
+    assert_equal(next(hybrid.iterate(start=7)), text[7])
+
+
+def test_label_queries_are_numbers_of_labels(records):
+    record = make_record(1)
+    reader = build_reader(small_config(records.folder), records, "label")
+    assert records.labels[reader(record, None)["query"]] == record.label == "hiss"
+    assert batches_of(records, kind="label")[0].query.dtype == np.int32
+
+
+def test_sentence_queries_come_from_their_file(records, tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(3, QUERY_SIZE)).astype(np.float32)
+    EmbeddingTable(("hum", "buzz", "hiss"), vectors).save(tmp_path / "table.safetensors")
+    config = small_config(records.folder)
+    config = replace(config, query=replace(config.query, kind="sentence", table=str(tmp_path / "table.safetensors")))
+    reader = build_reader(config, records, "sentence")
+    np.testing.assert_array_equal(reader(make_record(1), None)["query"], vectors[2])
+
+
+def test_no_query_gives_sound_alone(records):
+    assert batches_of(records, kind="none")[0].query is None
+
+
+def test_clips_without_labels_are_refused_where_labels_are_needed(tmp_path):
+    folder = make_records(tmp_path, {"train": 4})
+    index = folder / "train-00000.tfrecord.index.jsonl"
+    index.write_text(index.read_text().replace('"hiss"', '""'))
+    with pytest.raises(InputError, match=r"1 clips of the split 'train' have no label \(clip1.mp4 is one\)"):
+        batches_of(RecordSet(folder), kind="label")

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipsep_jax.config import MixingConfig, SpectrogramConfig
-from clipsep_jax.mixing import apply_gain, mix
+from clipsep_jax.mixing import apply_gain, drop_closest, likeness_weight, mix, pair_similarity
 from clipsep_jax.spectrogram import stft, warp
+from clipsep_jax.structures import Batch
 
 SPECTROGRAM = SpectrogramConfig(num_samples=8191)
 
@@ -31,6 +32,15 @@ def test_weight_is_the_clipped_log_of_the_magnitude_or_one():
     assert (mix(jnp.asarray(quiet), SPECTROGRAM, MixingConfig(weighted=False)).weight == 1).all()
 
 
+def test_ratio_targets_are_shares_even_in_silence():
+    quiet = jnp.asarray(sources()).at[0].set(0)
+    targets = mix(quiet, SPECTROGRAM, MixingConfig(targets="ratio")).targets
+    assert not targets[0].any()
+    np.testing.assert_allclose(targets[1:].sum(axis=1), 1, rtol=1e-5)
+    magnitudes = warp(jnp.abs(stft(quiet / 2, SPECTROGRAM)), SPECTROGRAM)
+    np.testing.assert_allclose(targets[1:], (magnitudes / magnitudes.sum(axis=1, keepdims=True))[1:], rtol=1e-4)
+
+
 def test_silence_has_no_active_target():
     mixture = mix(jnp.zeros((1, 2, 8191)), SPECTROGRAM, MixingConfig())
     assert not mixture.targets.any()
@@ -40,3 +50,25 @@ def test_silence_has_no_active_target():
 def test_gain_clips_at_full_scale():
     samples = jnp.array([[[-32768, 16384, 32767]]], jnp.int16)
     np.testing.assert_allclose(apply_gain(samples, jnp.array([[1.5]])), [[[-1, 0.75, 1]]])
+
+
+def pairs_of_cosine(*cosines: float) -> Batch:
+    """Examples whose two queries have these cosines; example i's sources hold the number i."""
+    angles = np.arccos(np.array(cosines))
+    query = np.stack([np.stack([np.ones_like(angles), np.zeros_like(angles)], -1),
+                      3 * np.stack([np.cos(angles), np.sin(angles)], -1)], axis=1)  # fmt: skip
+    sources = np.broadcast_to(np.arange(len(cosines))[:, None, None], (len(cosines), 2, 4)).astype(np.int16)
+    return Batch(jnp.asarray(sources), jnp.ones((len(cosines), 2)), jnp.asarray(query, jnp.float32))
+
+
+def test_the_most_similar_pairs_are_dropped_once_active():
+    batch = pairs_of_cosine(0.9, -0.5, 0.95, 0.2)
+    np.testing.assert_allclose(pair_similarity(batch.query), [0.9, -0.5, 0.95, 0.2], atol=1e-5)
+    assert drop_closest(batch, 3, jnp.array(True)).sources[:, 0, 0].tolist() == [1, 3, 0]
+    assert drop_closest(batch, 3, jnp.array(False)).sources[:, 0, 0].tolist() == [0, 1, 2]
+
+
+def test_similar_pairs_weigh_less():
+    query = pairs_of_cosine(-1.0, 0.5, 0.75, 0.99999).query
+    np.testing.assert_allclose(likeness_weight(query, jnp.array(True)), [1, 1, 0.5, 0], atol=1e-3)
+    assert (likeness_weight(query, jnp.array(False)) == 1).all()

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import threading
 from dataclasses import replace
 from functools import partial
 
@@ -133,24 +132,55 @@ def test_curves_after_the_restored_step_and_a_torn_line_are_removed(tmp_path):
     ]
 
 
-def test_a_signal_saves_and_the_run_goes_on(records, tmp_path):
+def test_a_signal_saves_and_the_run_goes_on(records, tmp_path, monkeypatch):
     config = small_config(records, steps=100_000, validate_every=100_000)
     config = replace(config, checkpoint=replace(config.checkpoint, save_every=100_000))
-    timer = threading.Timer(6.0, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(Interrupted) as stop:
-        train(config, tmp_path)
-    timer.cancel()
-    step = stop.value.step
-    train(small_config(records, steps=step + 1), tmp_path)
-    assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, step + 2))
+    write = MetricsLog.write
+
+    def write_and_interrupt(log, step, metrics):
+        write(log, step, metrics)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "write", write_and_interrupt)
+        with pytest.raises(Interrupted) as stop:
+            train(config, tmp_path)
+    assert stop.value.step in (3, 4)
+    assert open_model_dir(tmp_path).progress["step"] == stop.value.step
+    train(small_config(records, steps=6), tmp_path)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_loss_that_is_not_finite_stops_the_run(records, tmp_path):
     config = small_config(records)
     config = replace(config, optimizer=OptimizerConfig(learning_rate=float("inf"), warmup_steps=1))
-    with pytest.raises(InputError, match=r"loss of step \d is nan"):
+    with pytest.raises(InputError, match=r"of step \d is (nan|inf)"):
         train(config, tmp_path)
+
+
+def test_a_broken_update_is_never_saved(records, tmp_path):
+    """Finite loss, but parameters that are not: the run stops before it would save them, and can go on from before."""
+    config = small_config(records)
+    train(small_config(records, steps=2), tmp_path)
+    broken = replace(config, optimizer=OptimizerConfig(learning_rate=1e38, warmup_steps=1))
+    broken = replace(broken, checkpoint=replace(config.checkpoint, save_every=1))
+    with pytest.raises(InputError, match="norm of the parameters of step 3"):
+        train(broken, tmp_path)
+    train(config, tmp_path)
+    assert [line["step"] for line in read_metrics(tmp_path)][-1] == 4
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(records, tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "validate", lambda self, state: {"validation_loss_image": float("nan")})
+    with pytest.raises(InputError, match="validation_loss_image of step 2 is nan"):
+        train(small_config(records), tmp_path)
+
+
+def test_a_validation_split_too_small_to_mix_counts_as_none(tmp_path):
+    records = make_records(tmp_path / "records", {"train": 6, "validation": 1})
+    train(small_config(records), tmp_path / "run")
+    assert open_model_dir(tmp_path / "run").progress == {"step": 4, "validation_loss": None}
 
 
 def test_another_network_cannot_resume(records, tmp_path):

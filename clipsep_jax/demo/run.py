@@ -16,7 +16,7 @@ from clipsep_jax.config import Config
 from clipsep_jax.demo.own_videos import prepare_own_videos
 from clipsep_jax.demo.report import Example, write_report
 from clipsep_jax.demo.toy import make_toy_records
-from clipsep_jax.evaluate import Evaluation, table, write_scores
+from clipsep_jax.evaluate import Evaluation, draw_pairs, table, write_scores
 from clipsep_jax.files import atomic_write
 from clipsep_jax.metrics import sdr
 from clipsep_jax.metrics_log import read_metrics
@@ -78,6 +78,7 @@ def run_demo(
     watch = Stopwatch()
     with watch.stage("data", "Making records and their query encoder"):
         records, config = _toy(out, steps) if videos is None else _own(out, steps, videos, labels, clip)
+    draw_pairs(records.split("test").entries, NUM_MIXTURES, seed=0)  # refuses what cannot be scored before training
     with watch.stage("train", "Training CLIPSep-NIT on sounds and pictures; text is not used"):
         train(config, out / "run")
     with watch.stage("evaluate", "Scoring on held-out mixtures"):
@@ -136,9 +137,10 @@ def separate_examples(evaluation: Evaluation, folder: Path) -> list[Example]:
         mixtures = evaluation.read([pair])
         mixture, target = mixtures.mixture[0], mixtures.sources[0, 0]
         label, other = mixtures.labels[0]
-        queries = evaluation.queries(mixtures, evaluation.kinds[0])[0]
+        queries = evaluation.queries(mixtures, evaluation.kinds[0])
+        assert queries is not None
         # Through the same door as a user's file.
-        stems = evaluation.separator.separate(mixture, list(queries)).stems
+        stems = evaluation.separator.separate(mixture, list(queries[0])).stems
         sounds = {"mixture": mixture, "target": target, "estimate": stems[0], "wrong query": stems[1]}
         files = {}
         for name, sound in sounds.items():

@@ -172,7 +172,8 @@ def load_clip(name_or_path: str) -> ClipEncoder:
     pictures = _read_pictures(folder, config.vision.image_size)
     model = nnx.eval_shape(lambda: Clip(config, nnx.Rngs(0)))
     load_tensors(model, read_tensors(folder), CLIP_RULES, str(folder / WEIGHTS_FILE))
-    return ClipEncoder(name_or_path, folder, config, pictures, *nnx.split(model))
+    name = str(folder.resolve()) if Path(name_or_path).expanduser().is_dir() else name_or_path
+    return ClipEncoder(name, folder, config, pictures, *nnx.split(model))
 
 
 def save_clip(

@@ -76,29 +76,39 @@ def _match(template: str, text: str) -> dict[str, str] | None:
     return found.groupdict() if found else None
 
 
-def load_tensors(module: nnx.Module, tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], source: str) -> None:
+def load_tensors(
+    module: nnx.Module,
+    tensors: Mapping[str, np.ndarray],
+    rules: Sequence[Rule],
+    source: str,
+    unused: Mapping[str, tuple[int, ...]] = {},
+) -> None:
     """Fill every variable of a module, concrete or abstract, in place; random-number state is left alone.
 
     Args:
         source: what the tensors were read from, for messages.
+        unused: names and shapes of tensors that must be there too, though the module has no place for them.
 
     Raises:
         InputError: names every tensor that is missing, has another shape, or has no place in the module.
     """
-    loaded, missing, misshapen, known = [], [], [], set()
+    places = {}
     for path, variable in _variables(module):
         name, rule = _published(path, rules)
-        known.add(name)
-        shape = rule.their_shape(variable.shape)
-        if name not in tensors:
-            missing.append(name)
-        elif tensors[name].shape != shape:
-            misshapen.append(f"{name} {tensors[name].shape} instead of {shape}")
-        else:
-            value = jnp.asarray(rule.our_layout(tensors[name]), variable.dtype)
-            loaded.append((path, variable.replace(value)))
-    unknown = [name for name in tensors if name not in known and not any(rule.ignores(name) for rule in rules)]
+        places[name] = path, variable, rule
+    shapes = {name: rule.their_shape(variable.shape) for name, (_, variable, rule) in places.items()} | dict(unused)
+    missing = [name for name in shapes if name not in tensors]
+    misshapen = [
+        f"{name} {tensors[name].shape} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    unknown = [name for name in tensors if name not in shapes and not any(rule.ignores(name) for rule in rules)]
     _refuse(source, {"missing": missing, "of another shape": misshapen, "unknown": unknown})
+    loaded = [
+        (path, variable.replace(jnp.asarray(rule.our_layout(tensors[name]), variable.dtype)))
+        for name, (path, variable, rule) in places.items()
+    ]
     nnx.update(module, nnx.from_flat_state(loaded))
 
 
@@ -136,8 +146,8 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """Read `model.safetensors`; half precision becomes float32.
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Read a file of safetensors, or the `model.safetensors` of a folder; half precision becomes float32.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -145,7 +155,7 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    path = folder / WEIGHTS_FILE
+    path = path / WEIGHTS_FILE if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"{path} is missing; save the model with safe serialization (safetensors) first.")
     try:
@@ -153,6 +163,27 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged ({error}); fetch it again.") from error
     return {name: _single_precision(tensor) for name, tensor in tensors.items()}
+
+
+def read_torch_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Read a state dict that PyTorch saved, with PyTorch's reader that runs no code; floats become float32.
+
+    Raises:
+        InputError: PyTorch is not installed, or the file is missing, damaged or holds anything but tensors.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(f"{path} can be read by PyTorch alone; install it (pip install torch).") from error
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader fails in many ways
+        reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
+        raise InputError(f"{path} is damaged or no plain state dict ({reason}); give another file.") from error
+    if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
+        raise InputError(f"{path} holds more than tensors; save the model's state_dict() alone.")
+    floats = {name: value.float() for name, value in values.items() if value.is_floating_point()}
+    return {name: tensor.detach().numpy() for name, tensor in (values | floats).items()}
 
 
 def _single_precision(tensor: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from clipsep_jax.config import ModelConfig
-from clipsep_jax.models.layers import blend_taps
+from clipsep_jax.models.layers import blend_taps, upsample_conv
 
 
 class Projection(nnx.Linear):
@@ -61,3 +61,24 @@ class InnerProduct(nnx.Module):
         logits = blend_taps(products.reshape(*features.shape[:-1], *taps.shape[2:]))
         offset = scaled @ kernel_bias + self.bias[...]
         return jnp.moveaxis(logits, -1, 1) + offset[:, :, None, None]
+
+
+class LearnedQueries(nnx.Module):
+    """Mask logits without a query: a 1 x 1 convolution of the features, with PyTorch's default bias."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        shape = (1, 1, config.num_channels, config.num_learned_queries)
+        self.kernel = nnx.Param(config.init_std * jax.random.normal(rngs.params(), shape))
+        bound = 1 / np.sqrt(config.num_channels)
+        self.bias = nnx.Param(jax.random.uniform(rngs.params(), shape[-1:], minval=-bound, maxval=bound))
+
+    def __call__(
+        self,
+        features: Float[Array, "B k t c"],
+        kernel: Float[Array, "3 3 c C"],
+        kernel_bias: Float[Array, " C"],
+    ) -> Float[Array, "B P K T"]:
+        """Logits, as `InnerProduct` makes them: the two convolutions without a nonlinearity between are one."""
+        vectors = self.kernel[0, 0]
+        logits = upsample_conv(features, kernel @ vectors) + kernel_bias @ vectors + self.bias[...]
+        return jnp.moveaxis(logits, -1, 1)

@@ -1,6 +1,7 @@
 """The U-Net on the log-frequency spectrogram (Zhao et al., 2018, as CLIPSep uses it)."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -8,41 +9,47 @@ from clipsep_jax.config import ModelConfig
 from clipsep_jax.models.layers import BatchNorm, DownConv, UpConv
 
 
+def level_widths(config: ModelConfig) -> list[int]:
+    """Channels of each level of the encoder."""
+    return [config.width * min(2**i, 8) for i in range(config.num_levels)]
+
+
 class UNet(nnx.Module):
     """Encoder and decoder with skip connections, up to but without its last convolution.
 
     Level i halves the sides and has min(2**i, 8) * width channels. The outermost and the innermost down convolution
-    have no BatchNorm, nor has the last convolution, which `CLIPSep` applies with the queries folded in.
+    have no BatchNorm, nor has the last convolution, which `CLIPSep` applies, with the queries folded in where it can.
     """
 
-    def __init__(self, config: ModelConfig, *, num_in: int = 1, rngs: nnx.Rngs):
-        widths = [config.width * min(2**i, 8) for i in range(config.num_levels)]
+    def __init__(
+        self, config: ModelConfig, *, num_in: int = 1, num_condition: int = 0, num_out: int, rngs: nnx.Rngs
+    ) -> None:
+        """`num_condition` channels join at the bottleneck."""
+        widths = level_widths(config)
         last = config.num_levels - 1
         std = config.init_std
+        # Level i of the decoder reads its inner level's output and, but for the innermost, the skip of the same width.
+        decoded = [2 * width for width in widths[:last]] + [widths[last] + num_condition]
         self.input_norm = BatchNorm(num_in, rngs=rngs)
         self.down = nnx.List(
             [DownConv(a, b, init_std=std, rngs=rngs) for a, b in zip([num_in, *widths], widths, strict=False)]
         )
         self.down_norm = nnx.List([BatchNorm(widths[i], rngs=rngs) for i in range(1, last)])
-        # Level i reads its inner level's output and, but for the innermost, the skip of the same width.
-        self.up = nnx.List(
-            [
-                UpConv(widths[i] * (1 if i == last else 2), widths[i - 1], init_std=std, rngs=rngs)
-                for i in range(1, last + 1)
-            ]
-        )
+        self.up = nnx.List([UpConv(decoded[i], widths[i - 1], init_std=std, rngs=rngs) for i in range(1, last + 1)])
         self.up_norm = nnx.List([BatchNorm(widths[i - 1], rngs=rngs) for i in range(1, last + 1)])
-        self.last = UpConv(
-            widths[0] * (1 if last == 0 else 2), config.num_channels, init_std=std, use_bias=True, rngs=rngs
-        )
+        self.last = UpConv(decoded[0], num_out, init_std=std, use_bias=True, rngs=rngs)
 
-    def __call__(self, log_magnitude: Float[Array, "B K T I"]) -> Float[Array, "B k t C"]:
+    def __call__(
+        self, log_magnitude: Float[Array, "B K T I"], condition: Float[Array, "B c"] | None = None
+    ) -> Float[Array, "B k t C"]:
         """Features at half resolution: what `last`, the final convolution, takes."""
         skips = self._encode(self.input_norm(log_magnitude))
         x = skips.pop()
+        if condition is not None:
+            x = append_everywhere(x, condition)
         for up, norm in zip(reversed(self.up), reversed(self.up_norm), strict=True):
             x = norm(up(jax.nn.relu(x)))
-            x = jax.numpy.concatenate([skips.pop(), x], axis=-1)
+            x = jnp.concatenate([skips.pop(), x], axis=-1)
         return jax.nn.relu(x)
 
     def _encode(self, x: Float[Array, "B K T I"]) -> list[Array]:
@@ -53,3 +60,9 @@ class UNet(nnx.Module):
                 x = self.down_norm[level - 1](x)
             outputs.append(x)
         return outputs
+
+
+def append_everywhere(image: Float[Array, "B h w I"], vector: Float[Array, "B c"]) -> Float[Array, "B h w J"]:
+    """Adds a vector's values as constant channels."""
+    tiled = jnp.broadcast_to(vector[:, None, None], (*image.shape[:-1], vector.shape[-1]))
+    return jnp.concatenate([image, tiled], axis=-1)
