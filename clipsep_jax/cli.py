@@ -94,6 +94,26 @@ def _describe_prepare(parser: argparse.ArgumentParser) -> None:
     videos.add_argument("--clip", metavar="MODEL", help="Hugging Face CLIP folder or hub id: stores its embeddings")
     videos.add_argument("--workers", type=_positive, default=None, metavar="N", help="processes (default: one a core)")
     videos.set_defaults(command=_prepare_videos)
+    embed = sources.add_parser(
+        "embed",
+        help="embeddings of the pictures in finished records",
+        description="Embeds the stored pictures again, by another encoder; rerun to go on.\n\n"
+        "  clipsep prepare embed data/music --encoder clip:openai/clip-vit-base-patch32\n"
+        "  clipsep prepare embed data/music --encoder resnet18:microsoft/resnet-18",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    embed.add_argument("records", type=Path, metavar="RECORDS", help="folder of records")
+    embed.add_argument("--encoder", required=True, metavar="KIND:MODEL", help="clip:MODEL or resnet18:MODEL")
+    embed.add_argument("--drop-frames", action="store_true", help="keep only the embeddings, not the pictures")
+    embed.set_defaults(command=_prepare_embed)
+    table = sources.add_parser(
+        "table", help="embeddings of labels by any sentence encoder, for BERTSep", allow_abbrev=False
+    )
+    table.add_argument("labels", type=Path, metavar="LABELS.txt", help="one label a line")
+    table.add_argument("vectors", type=Path, metavar="VECTORS.npy", help="float32 array [labels, width]")
+    table.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="file to write")
+    table.set_defaults(command=_prepare_table)
 
 
 def _prepare_videos(options: argparse.Namespace, _: Sequence[str]) -> None:
@@ -115,6 +135,23 @@ def _prepare_videos(options: argparse.Namespace, _: Sequence[str]) -> None:
     )
     print(summary(read_ledger(options.out / LEDGER_NAME)))
     print(f"{manifest.counts['accepted']} records are in {options.out}.")
+
+
+def _prepare_embed(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from clipsep_jax.encoders.loading import load_encoder
+    from data_prep.embed import embed_record_set
+
+    manifest = embed_record_set(options.records, load_encoder(options.encoder), drop_frames=options.drop_frames)
+    assert manifest.encoder is not None
+    print(f"{options.records} holds embeddings of size {manifest.encoder.query_size} by {manifest.encoder.name}.")
+
+
+def _prepare_table(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from clipsep_jax.queries import read_table
+
+    table = read_table(options.labels, options.vectors)
+    table.save(options.out)
+    print(f"{options.out} holds {len(table.labels)} embeddings of size {table.vectors.shape[1]}.")
 
 
 def _describe_train(parser: argparse.ArgumentParser) -> None:
@@ -200,7 +237,9 @@ def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
 def _describe_separate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=Path, metavar="INPUT", help="wav, flac, mp3, ogg, or a video such as mp4")
     _describe_model(parser)
-    parser.add_argument("--query", action="append", required=True, metavar="TEXT", help="what to pull out; repeatable")
+    parser.add_argument(
+        "--query", action="append", default=[], metavar="TEXT", help="what to pull out; repeatable (PIT takes none)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the wav files")
 
 
@@ -210,8 +249,10 @@ def _separate(options: argparse.Namespace, _: Sequence[str]) -> None:
 
     separator = Separator.load(options.model)
     waveform = read_recording(options.input, separator.sample_rate_hz)
+    names = options.query or [f"source {n + 1}" for n in range(separator.config.model.num_learned_queries)]
+    separator.embed(options.query)
     options.out.mkdir(parents=True, exist_ok=True)
-    paths = output_paths(options.out, options.input.stem, options.query)
+    paths = output_paths(options.out, options.input.stem, names)
     separation = separator.separate(waveform, options.query, progress=True)
     for path, sound in zip(paths, [*separation.stems, separation.residual], strict=True):
         write_sound(path, sound, separator.sample_rate_hz)

@@ -54,9 +54,7 @@ class ModelConfig:
     num_channels: int = 32  # of the features that a query vector is multiplied with
     num_noise_heads: int = 0
     query_size: int = 512
-    fusion: str = (
-        "late"  # where queries come in: "late" (after the U-Net), "middle" (its bottleneck), "early" (its input)
-    )
+    fusion: str = "late"  # queries join "late" (after the U-Net), "middle" (at its bottleneck) or "early" (its input)
     num_labels: int = 0  # above 0: queries are label numbers, each with a trained embedding
     num_learned_queries: int = 0  # above 0: the model takes no query, but learns so many
     init_std: float = 0.001  # of convolutions

@@ -93,7 +93,7 @@ class Evaluation:
         self.kinds = self._scored_kinds()
         kind, source = ("image", "frames" if frames else "embeddings") if self._takes_images else ("none", "embeddings")
         self._reader = build_reader(self.config, records, kind, source)
-        self._embedded: dict[str, np.ndarray] = {}
+        self._embedded: dict[str, np.ndarray | np.int32] = {}
 
     def _scored_kinds(self) -> tuple[str, ...]:
         labelled = all(entry.label for entry in self.split.entries)
@@ -114,10 +114,10 @@ class Evaluation:
         labels = [[record.label for record in row] for row in records]
         return Mixtures(sources / sources.shape[1], labels, images)
 
-    def _image(self, clip: dict) -> Float[np.ndarray, " Q"]:
+    def _image(self, clip: dict) -> np.ndarray | np.int32:
         return clip["query"] if "query" in clip else self._embed(clip["frames"])
 
-    def _embed(self, query: str | np.ndarray) -> np.ndarray:
+    def _embed(self, query: str | np.ndarray) -> np.ndarray | np.int32:
         embedded = self.separator.embed([query])
         assert embedded is not None
         return embedded[0]
@@ -128,7 +128,7 @@ class Evaluation:
             return mixtures.images
         return np.stack([[self._label_query(label, kind) for label in labels] for labels in mixtures.labels])
 
-    def _label_query(self, label: str, kind: str) -> np.ndarray:
+    def _label_query(self, label: str, kind: str) -> np.ndarray | np.int32:
         if label not in self._embedded:
             self._embedded[label] = self._embed(prompt_for(label) if kind == "text" else label)
         return self._embedded[label]

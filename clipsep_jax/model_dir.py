@@ -15,7 +15,8 @@ import numpy as np
 from flax import nnx
 
 from clipsep_jax.config import Config
-from clipsep_jax.encoders.weights import Rule, copy_folder, export_tensors, load_tensors, read_tensors
+from clipsep_jax.encoders.loading import copy_encoder, moved_name
+from clipsep_jax.encoders.weights import Rule, export_tensors, load_tensors, read_tensors
 from clipsep_jax.files import atomic_write
 from clipsep_jax.models.clipsep import CLIPSep, build_model
 from clipsep_jax.queries import EmbeddingTable
@@ -52,7 +53,7 @@ class ModelDir:
         """
         copy = self.folder / ENCODER_FOLDER
         if copy.is_dir():
-            return str(copy)
+            return moved_name(self.encoder.name, copy) if self.encoder else str(copy)
         if self.encoder is None:
             raise InputError(f"{self.folder} does not say which query encoder it was trained with; train it again.")
         return self.encoder.name
@@ -74,8 +75,8 @@ def start_model_dir(
 ) -> None:
     """Writes all but the weights: the config, the labels, and the files of the encoder (where local) or table."""
     folder.mkdir(parents=True, exist_ok=True)
-    if encoder is not None and Path(encoder.name).is_dir():
-        copy_folder(Path(encoder.name), folder / ENCODER_FOLDER)
+    if encoder is not None:
+        copy_encoder(encoder.name, folder / ENCODER_FOLDER)
     if table is not None:
         EmbeddingTable.load(table).save(folder / TABLE_FILE)
     values = {

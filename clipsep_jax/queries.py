@@ -42,6 +42,22 @@ def nearest_labels(label: str, labels: Sequence[str], count: int = 3) -> list[st
     return difflib.get_close_matches(label, labels, n=count, cutoff=0.0)
 
 
+def read_table(labels: Path, vectors: Path) -> "EmbeddingTable":
+    """A table from a text file with one label a line, and a NumPy file with their embeddings [n, Q].
+
+    Raises:
+        InputError: a file is missing or damaged, or they do not fit together.
+    """
+    try:
+        names = tuple(line.strip() for line in labels.read_text("utf-8").splitlines() if line.strip())
+        array = np.load(vectors, allow_pickle=False)
+        return EmbeddingTable(names, np.asarray(array, np.float32, copy=True))
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename} does not exist; see docs/sentences.md for how to make it.") from error
+    except (ValueError, EOFError, TypeError) as error:
+        raise InputError(f"{vectors} and {labels} make no table of embeddings: {error}.") from error
+
+
 @dataclass(frozen=True, eq=False)
 class EmbeddingTable:
     """One embedding a label.
@@ -54,7 +70,7 @@ class EmbeddingTable:
     vectors: Float32[np.ndarray, "n Q"]
 
     def __post_init__(self) -> None:
-        if len(set(self.labels)) != len(self.vectors) or len(self.labels) != len(self.vectors):
+        if self.vectors.ndim != 2 or not len(set(self.labels)) == len(self.labels) == len(self.vectors):
             raise ValueError("an embedding table needs one vector for each of its labels, all different")
 
     @cached_property

@@ -14,7 +14,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from clipsep_jax.config import Config
-from clipsep_jax.encoders.clip import ClipEncoder, load_clip
+from clipsep_jax.encoders.clip import ClipEncoder
+from clipsep_jax.encoders.loading import load_encoder
+from clipsep_jax.encoders.resnet import ResnetEncoder
 from clipsep_jax.model_dir import TABLE_FILE, ModelDir, open_model_dir
 from clipsep_jax.queries import EmbeddingTable, nearest_labels
 from clipsep_jax.spectrogram import istft, log_warped_magnitude, stft, unwarp
@@ -61,13 +63,13 @@ class Separator:
         return cls(open_model_dir(path))
 
     @cached_property
-    def encoder(self) -> ClipEncoder:
+    def encoder(self) -> ClipEncoder | ResnetEncoder:
         """The query encoder; loaded when it is first needed.
 
         Raises:
             InputError: it cannot be found, or its embeddings have another size than the model takes.
         """
-        encoder = load_clip(self.model_dir.encoder_name)
+        encoder = load_encoder(self.model_dir.encoder_name)
         if encoder.query_size != self.config.model.query_size:
             raise InputError(
                 f"{encoder.name} makes embeddings of size {encoder.query_size}, but {self.model_dir.folder} takes "

@@ -26,7 +26,9 @@ from tqdm import tqdm
 from clipsep_jax.checkpoint import Checkpoints
 from clipsep_jax.config import Config
 from clipsep_jax.distributed import local_batch_size, make_mesh, put_batch, replicated
-from clipsep_jax.encoders.clip import ClipEncoder, load_clip
+from clipsep_jax.encoders.clip import ClipEncoder
+from clipsep_jax.encoders.loading import load_encoder, split_name
+from clipsep_jax.encoders.resnet import ResnetEncoder
 from clipsep_jax.input import Batches, build_batches
 from clipsep_jax.metrics_log import MetricsLog
 from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE, start_model_dir, write_weights
@@ -84,25 +86,25 @@ class Run:
         self.workdir = workdir
         self.encoder = find_encoder(config, self.records)
         self.mesh = make_mesh()
-        clip = self._load_encoder()
-        self.encoder_state = jax.device_put(clip.state, replicated(self.mesh)) if clip else None
-        self.trainer = Trainer(config, clip.encode_images if clip else None)
+        encoder = self._load_encoder()
+        self.encoder_state = jax.device_put(encoder.state, replicated(self.mesh)) if encoder else None
+        self.trainer = Trainer(config, encoder.encode_images if encoder else None)
         self.train_batches = self._batches(config.data.train_split, config.query.kind, training=True)
         self.validation_batches = {
             kind: self._batches(config.data.validation_split, kind, training=False) for kind in self._validated_kinds()
         }
 
-    def _load_encoder(self) -> ClipEncoder | None:
+    def _load_encoder(self) -> ClipEncoder | ResnetEncoder | None:
         if self.config.query.source != "frames":
             return None
         assert self.encoder is not None
-        clip = load_clip(self.encoder.name)
-        if clip.query_size != self.config.model.query_size:
+        encoder = load_encoder(self.encoder.name)
+        if encoder.query_size != self.config.model.query_size:
             raise InputError(
-                f"{self.encoder.name} makes embeddings of size {clip.query_size}; "
-                f"set --config.model.query_size={clip.query_size}."
+                f"{self.encoder.name} makes embeddings of size {encoder.query_size}; "
+                f"set --config.model.query_size={encoder.query_size}."
             )
-        return clip
+        return encoder
 
     def _batches(self, split: str, kind: str, *, training: bool) -> Batches:
         spare = max(0, self.config.data.drop_closest) if training else 0
@@ -169,14 +171,15 @@ def find_encoder(config: Config, records: RecordSet) -> EncoderInfo | None:
         if config.query.source == "frames":
             raise InputError(f"{records.folder} names no encoder; give one with --config.query.encoder=FOLDER_OR_ID.")
         return None
-    if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith(".")):
+    place = Path(split_name(name)[1])
+    if not place.exists() and (place.is_absolute() or place.parts[:1] in ((".",), ("..",))):
         raise InputError(f"The query encoder {name} is not there any more; give it with --config.query.encoder=FOLDER.")
     if not config.query.encoder and records.encoder:
         return records.encoder
-    clip = load_clip(name)
-    if config.query.source == "embeddings" and records.encoder and clip.sha256 != records.encoder.sha256:
+    encoder = load_encoder(name)
+    if config.query.source == "embeddings" and records.encoder and encoder.sha256 != records.encoder.sha256:
         raise InputError(f"The embeddings in {records.folder} were made by {records.encoder.name}, not by {name}.")
-    return EncoderInfo(name, clip.sha256, clip.query_size)
+    return EncoderInfo(encoder.name, encoder.sha256, encoder.query_size)
 
 
 def train(config: Config, workdir: Path) -> Path:

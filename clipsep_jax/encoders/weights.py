@@ -180,7 +180,8 @@ def read_torch_tensors(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # the reader fails in many ways
         reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
         raise InputError(f"{path} is damaged or no plain state dict ({reason}); give another file.") from error
-    if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
+    pairs = values.items() if isinstance(values, dict) else [(None, None)]
+    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in pairs):
         raise InputError(f"{path} holds more than tensors; save the model's state_dict() alone.")
     floats = {name: value.float() for name, value in values.items() if value.is_floating_point()}
     return {name: tensor.detach().numpy() for name, tensor in (values | floats).items()}

@@ -1,0 +1,16 @@
+"""BERTSep: queries are sentence embeddings of the labels, read from a file (see docs/sentences.md for making one).
+
+clipsep train --config=configs/bertsep.py:music --workdir=runs/bertsep --config.query.table=data/sentences.safetensors
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(dataset: str = "vggsound") -> ConfigDict:
+    config = base.get_config(dataset)
+    config.query.kind = "sentence"
+    config.query.table = "data/sentences.safetensors"
+    config.model.query_size = 256
+    return config

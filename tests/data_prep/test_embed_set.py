@@ -1,0 +1,309 @@
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipsep_jax.encoders import NoTextError
+from clipsep_jax.encoders.clip import load_clip
+from clipsep_jax.queries import EmbeddingTable
+from clipsep_jax.records import (
+    CorruptRecordError,
+    EncoderInfo,
+    Record,
+    RecordSet,
+    decode_record,
+    encode_record,
+    read_manifest,
+    write_manifest,
+    write_shard,
+)
+from clipsep_jax.structures import InputError
+from data_prep.embed import embed_record_set
+from data_prep.writer import write_records
+from tests.data_prep.fakes import FakeEncoder, files_of, make_inputs, read_fake
+
+
+class PlacedEncoder(FakeEncoder):
+    """The embedding of a picture tells its row in the batch, so a shifted batch changes the bytes."""
+
+    name = "placed"
+    sha256 = "1" * 64
+
+    def embed_frames(self, frames: np.ndarray) -> np.ndarray:
+        embeddings = super().embed_frames(frames)
+        embeddings[:, 2] = np.arange(len(frames))
+        return embeddings
+
+
+class PictureEncoder(FakeEncoder):
+    """Takes no text."""
+
+    name = "resnet18:there"
+    sha256 = "2" * 64
+
+    def embed_text(self, texts: list[str]) -> np.ndarray:
+        raise NoTextError(f"{self.name} takes no text.")
+
+
+def prepare(out: Path, encoder=None, num_inputs: int = 10, block_size: int = 4) -> Path:
+    write_records(make_inputs(num_inputs), read_fake, out, encoder=encoder, num_workers=0, block_size=block_size)
+    return out
+
+
+def read_all(folder: Path) -> list[Record]:
+    records = RecordSet(folder)
+    return [record for name in records.splits for record in records.split(name)]
+
+
+def without_manifest(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in files_of(folder).items() if name != "manifest.json"}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Records without embeddings, several shards a split."""
+    return prepare(tmp_path_factory.mktemp("plain") / "records")
+
+
+@pytest.fixture
+def records(plain, tmp_path):
+    return shutil.copytree(plain, tmp_path / "records")
+
+
+def assert_as_if_prepared_at_once(records: Path, encoder, at_once: Path) -> None:
+    old = read_manifest(records)
+    manifest = embed_record_set(records, encoder)
+    whole = read_manifest(prepare(at_once, encoder))
+    assert without_manifest(records) == without_manifest(at_once)
+    assert manifest == read_manifest(records)
+    assert manifest == replace(whole, inputs_sha256=old.inputs_sha256, command=old.command)
+
+
+def test_the_files_are_those_of_a_preparation_with_the_encoder(records, tmp_path):
+    assert_as_if_prepared_at_once(records, PlacedEncoder(), tmp_path / "at once")
+
+
+def test_so_they_are_with_a_clip(records, clip_folder, tmp_path):
+    assert_as_if_prepared_at_once(records, load_clip(str(clip_folder)), tmp_path / "at once")
+
+
+def test_dropping_leaves_all_but_the_pictures(records, tmp_path):
+    with_frames = shutil.copytree(records, tmp_path / "with frames")
+    embed_record_set(with_frames, PlacedEncoder())
+    manifest = embed_record_set(records, PlacedEncoder(), drop_frames=True)
+    assert manifest.encoder == EncoderInfo("placed", "1" * 64, 3)
+    for bare, full in zip(read_all(records), read_all(with_frames), strict=True):
+        assert bare.frames == ()
+        assert (bare.id, bare.label, bare.num_frames) == (full.id, full.label, len(full.frames))
+        np.testing.assert_array_equal(bare.audio, full.audio)
+        np.testing.assert_array_equal(bare.frame_embeddings, full.frame_embeddings)
+    for name in manifest.splits:
+        entries = [RecordSet(folder).split(name).entries for folder in (records, with_frames)]
+        assert [e.num_frames for e in entries[0]] == [e.num_frames for e in entries[1]]
+        assert RecordSet(records).split(name, with_frames=False)[0].num_frames == entries[1][0].num_frames
+
+
+def test_pictures_can_be_dropped_later_without_the_encoder_at_work(records, tmp_path):
+    at_once = shutil.copytree(records, tmp_path / "at once")
+    embed_record_set(at_once, PlacedEncoder(), drop_frames=True)
+    embed_record_set(records, PlacedEncoder())
+    encoder = PlacedEncoder()
+    embed_record_set(records, encoder, drop_frames=True)
+    assert files_of(records) == files_of(at_once)
+    assert encoder.shapes == set()
+
+
+@pytest.mark.parametrize("drop_frames", [False, True])
+def test_what_is_done_is_left_alone(records, capsys, drop_frames):
+    done = embed_record_set(records, FakeEncoder(), drop_frames=drop_frames)
+    before = {path: path.stat().st_mtime_ns for path in records.iterdir()}
+    assert embed_record_set(records, FakeEncoder(), drop_frames=drop_frames) == done
+    assert {path: path.stat().st_mtime_ns for path in records.iterdir()} == before
+    assert "nothing to do" in capsys.readouterr().err
+
+
+def test_another_encoder_takes_the_place_of_the_first(records, tmp_path):
+    embed_record_set(records, FakeEncoder())
+    assert_as_if_prepared_at_once(records, PlacedEncoder(), tmp_path / "at once")
+
+
+def test_an_encoder_of_pictures_alone_leaves_no_table_of_another(records):
+    embed_record_set(records, FakeEncoder())
+    assert EmbeddingTable.load(records / "label_embeddings.safetensors").labels == ("cat", "dog")
+    embed_record_set(records, PictureEncoder())
+    assert not (records / "label_embeddings.safetensors").exists()
+    assert RecordSet(records).encoder == EncoderInfo("resnet18:there", "2" * 64, 3)
+
+
+class Killed(BaseException):
+    pass
+
+
+def finishes(number: int, monkeypatch, folder: Path, encoder, **options) -> bool:
+    """Embed a set, but let nothing happen to the files from operation `number` on, as when the process is gone."""
+    count = 0
+
+    def mortal(operate):
+        def run(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count > number:
+                raise Killed
+            return operate(*args, **kwargs)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        for name in ("replace", "unlink", "rmdir", "mkdir", "fsync"):
+            patch.setattr(os, name, mortal(getattr(os, name)))
+        try:
+            embed_record_set(folder, encoder, **options)
+        except Killed:
+            return False
+    return True
+
+
+def assert_readable_or_refused(folder: Path, wholes: list[list[bytes]]) -> None:
+    """What a reader sees meanwhile: all of the old records, all of the new ones, or an InputError."""
+    try:
+        seen = [encode_record(record) for record in read_all(folder)]
+    except InputError as error:
+        assert "holds no complete records" in str(error)  # noqa: PT017
+    else:
+        assert seen in wholes
+
+
+@pytest.mark.parametrize(
+    ("first", "encoder", "drop_frames"),
+    [
+        (None, PlacedEncoder, False),
+        (None, PlacedEncoder, True),
+        (FakeEncoder, PictureEncoder, False),  # shards of equal sizes, and a table to remove
+        (FakeEncoder, FakeEncoder, True),
+    ],
+)
+def test_a_run_killed_twice_between_any_operations_is_continued_to_the_same_bytes(
+    tmp_path, monkeypatch, first, encoder, drop_frames
+):
+    options = {"drop_frames": drop_frames, "batch_size": 2}
+    start = prepare(tmp_path / "start", first and first(), num_inputs=3, block_size=2)
+    whole = shutil.copytree(start, tmp_path / "whole")
+    embed_record_set(whole, encoder(), **options)
+    expected = files_of(whole)
+    known = [[encode_record(record) for record in read_all(folder)] for folder in (start, whole)]
+    number, finished = 0, False
+    while not finished:
+        folder = shutil.copytree(start, tmp_path / f"killed {number}")
+        finished = finishes(number, monkeypatch, folder, encoder(), **options)
+        assert_readable_or_refused(folder, known)
+        finishes(7 * number % 31, monkeypatch, folder, encoder(), **options)
+        assert_readable_or_refused(folder, known)
+        embed_record_set(folder, encoder(), **options)
+        assert files_of(folder) == expected
+        shutil.rmtree(folder)
+        number += 1
+    assert number > 30
+
+
+def test_a_rerun_embeds_only_what_is_missing(records, monkeypatch):
+    encoder, calls = PlacedEncoder(), []
+
+    def embed(frames: np.ndarray) -> np.ndarray:
+        calls.append(len(frames))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return PlacedEncoder.embed_frames(encoder, frames)
+
+    monkeypatch.setattr(encoder, "embed_frames", embed, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        embed_record_set(records, encoder)
+    embed_record_set(records, encoder)
+    num_shards = sum(map(len, read_manifest(records).splits.values()))
+    assert len(calls) == num_shards + 1  # one batch holds a shard, and one was in vain
+
+
+def test_a_half_done_set_is_finished_only_as_it_was_begun(records, monkeypatch):
+    assert not finishes(20, monkeypatch, records, PlacedEncoder(), drop_frames=True)
+    before = files_of(records)
+    with pytest.raises(InputError, match="no complete records"):
+        RecordSet(records)
+    for encoder, options in [
+        (FakeEncoder(), {"drop_frames": True}),
+        (PlacedEncoder(), {}),
+        (PlacedEncoder(), {"drop_frames": True, "batch_size": 5}),
+    ]:
+        with pytest.raises(InputError, match="is half embedded with another encoder or options; finish"):
+            embed_record_set(records, encoder, **options)
+    assert files_of(records) == before
+    embed_record_set(records, PlacedEncoder(), drop_frames=True)
+
+
+def test_records_without_pictures_are_refused(records, tmp_path):
+    embed_record_set(records, FakeEncoder(), drop_frames=True)
+    silent = tmp_path / "sound alone"
+    silent.mkdir()
+    shard = write_shard(silent / "train-00000.tfrecord", [replace(read_all(records)[0], frame_embeddings=None)])
+    write_manifest(silent, replace(read_manifest(records), splits={"train": (shard,)}, encoder=None))
+    for folder in (records, silent):
+        before = files_of(folder)
+        with pytest.raises(InputError, match="holds clips without pictures"):
+            embed_record_set(folder, PlacedEncoder())
+        assert files_of(folder) == before
+
+
+def test_what_is_no_whole_set_of_records_is_refused_untouched(records, tmp_path):
+    with pytest.raises(InputError, match="no complete records"):
+        embed_record_set(tmp_path / "none", FakeEncoder())
+    (records / "train-00001.tfrecord").write_bytes(b"")
+    before = files_of(records)
+    with pytest.raises(InputError, match=r"train-00001\.tfrecord has .* restore"):
+        embed_record_set(records, FakeEncoder())
+    assert files_of(records) == before
+
+
+def test_a_failing_text_tower_is_known_before_a_file_is_touched(records):
+    class Broken(FakeEncoder):
+        def embed_text(self, texts: list[str]) -> np.ndarray:
+            raise InputError("the tokenizer is missing.")
+
+    before = files_of(records)
+    with pytest.raises(InputError, match="the tokenizer is missing"):
+        embed_record_set(records, Broken())
+    assert files_of(records) == before
+
+
+def test_after_damage_is_repaired_the_run_goes_on(records, plain, tmp_path):
+    path = records / "train-00001.tfrecord"
+    good = path.read_bytes()
+    path.write_bytes(good[:-100] + bytes(100))
+    with pytest.raises(CorruptRecordError, match=r"train-00001\.tfrecord: record \d is damaged"):
+        embed_record_set(records, FakeEncoder())
+    path.write_bytes(good)
+    embed_record_set(records, FakeEncoder())
+    other = shutil.copytree(plain, tmp_path / "other")
+    embed_record_set(other, FakeEncoder())
+    assert files_of(records) == files_of(other)
+
+
+@pytest.mark.parametrize("num_frames", [1, 4])
+def test_a_record_of_embeddings_alone_knows_how_many_pictures_there_were(num_frames):
+    embeddings = np.arange(3 * num_frames, dtype=np.float32).reshape(num_frames, 3)
+    record = Record("a", "", np.zeros(5, np.int16), (), embeddings)
+    for with_frames in (True, False):
+        found = decode_record(encode_record(record), with_frames=with_frames)
+        assert (found.frames, found.num_frames) == ((), num_frames)
+        np.testing.assert_array_equal(found.frame_embeddings, embeddings)
+    more = replace(record, frames=(b"J",) * (num_frames + 1), frame_embeddings=None)
+    with pytest.raises(CorruptRecordError, match=f"{num_frames} embeddings for {num_frames + 1} pictures"):
+        decode_record(encode_record(record) + encode_record(more))  # messages that follow one another are merged
+
+
+def test_the_work_folder_is_gone_and_the_manifest_tells_the_hashes(records):
+    embed_record_set(records, FakeEncoder())
+    assert not list(records.glob("*.partial"))
+    fields = json.loads((records / "manifest.json").read_text())
+    assert fields["encoder"] == {"name": "fake", "sha256": "0" * 64, "query_size": 3}
