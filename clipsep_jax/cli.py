@@ -283,6 +283,43 @@ def _file_name(query: str) -> str:
     return short or "query"
 
 
+def _describe_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT.pt", help="state dict of the official code")
+    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="model directory to write")
+    parser.add_argument("--system", metavar="NAME", help="which official model (default: told by its tensors)")
+    parser.add_argument(
+        "--clip", metavar="MODEL", help="query encoder: CLIP folder or hub id; resnet18-clip:PATH for sop"
+    )
+    parser.add_argument(
+        "--train-args", type=Path, metavar="train-args.json", help="the run's settings, labels and table"
+    )
+
+
+def _import_torch(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from clipsep_jax.convert import import_torch
+
+    out = import_torch(options.checkpoint, options.out, options.system, options.clip, options.train_args)
+    print(f"The model is in {out}; see `clipsep info {out}`.")
+
+
+def _describe_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="model directory or training workdir")
+    parser.add_argument("out", type=Path, nargs="?", metavar="OUT.pt", help="file to write")
+    parser.add_argument("--safetensors", action="store_true", help="write OUT as safetensors, without pickle")
+    parser.add_argument("--official-layout", type=Path, metavar="DIR", help="a folder for the official infer.py")
+
+
+def _export_torch(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from clipsep_jax.convert import export_official_layout, export_torch
+
+    if not options.out and not options.official_layout:
+        raise InputError("There is nothing to write; give OUT.pt or --official-layout DIR.")
+    if options.out:
+        print(f"The state dict is in {export_torch(options.model, options.out, safetensors=options.safetensors)}.")
+    if options.official_layout:
+        print(f"The official layout is in {export_official_layout(options.model, options.official_layout)}.")
+
+
 def _describe_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="model directory or training workdir")
 
@@ -330,6 +367,19 @@ _COMMANDS: dict[str, tuple[Callable, Callable[[argparse.ArgumentParser], None], 
         _describe_separate,
         "Pull a sound out of a recording by a sentence.\n\n"
         '  clipsep separate street.wav --model runs/nit --query "a photo of accordion" --out separated',
+    ),
+    "import-torch": (
+        _import_torch,
+        _describe_import,
+        "Turn a checkpoint of the official PyTorch code into a model directory.\n\n"
+        "  clipsep import-torch best_model.pt models/nit --clip openai/clip-vit-base-patch32",
+    ),
+    "export-torch": (
+        _export_torch,
+        _describe_export,
+        "Turn a model into a checkpoint of the official PyTorch code.\n\n"
+        "  clipsep export-torch runs/nit nit.pt\n"
+        "  clipsep export-torch runs/nit --official-layout exported",
     ),
     "info": (_info, _describe_info, "Say what a model directory holds."),
     "demo": (

@@ -81,6 +81,8 @@ class ClipReader:
         clip: dict[str, Any] = {"sources": sound, "gain": np.float32(gain)}
         nearby = pictures_around(centre, num_frames, self.data.frames_per_clip)
         if self.frames:
+            if not record.frames:
+                raise InputError(f"{record.id} has no stored pictures; train with --config.query.source=embeddings.")
             return clip | {"frames": np.stack([decode_frame(record.frames[i]) for i in nearby])}
         return clip if self.query is None else clip | {"query": self.query(record, nearby)}
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
+import clipsep_jax
 from clipsep_jax.cli import main, output_paths
+from clipsep_jax.queries import EmbeddingTable
 from tests.data_prep import media
 
 
@@ -77,6 +79,43 @@ def test_evaluate_prints_a_table(trained, clip_records, tmp_path, capsys):
 def test_info_says_what_a_model_is(trained, capsys):
     assert main(["info", str(trained)]) == 0
     assert "noise_invariant" in capsys.readouterr().out
+
+
+def test_checkpoints_go_to_pytorch_and_back(trained, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    assert main(["export-torch", str(trained), str(tmp_path / "model.pt")]) == 0
+    assert all(name.startswith("module.") for name in torch.load(tmp_path / "model.pt", weights_only=True))
+    assert main(["import-torch", str(tmp_path / "model.pt"), str(tmp_path / "back")]) == 0
+    assert main(["info", str(tmp_path / "back")]) == 0
+    assert "noise_invariant" in capsys.readouterr().out
+    back, first = (clipsep_jax.load(path) for path in (tmp_path / "back", trained))
+    magnitude = np.abs(np.random.default_rng(0).normal(size=(513, 8))).astype(np.float32)
+    query = np.random.default_rng(1).normal(size=(2, 6)).astype(np.float32)
+    logits = [separator.mask_logits(magnitude, query) for separator in (back, first)]
+    assert logits[0].query.shape == (2, 256, 8)
+    np.testing.assert_array_equal(logits[0].query, logits[1].query)
+    np.testing.assert_array_equal(logits[0].noise, logits[1].noise)
+
+
+def test_foreign_checkpoints_are_refused(trained, tmp_path, capsys):
+    text, out = tmp_path / "text.pt", tmp_path / "out"
+    text.write_text("no checkpoint")
+    assert "text.pt" in refuses(capsys, "import-torch", str(text), str(out))
+    assert "no.pt" in refuses(capsys, "import-torch", str(tmp_path / "no.pt"), str(out))
+    assert "nothing to write" in refuses(capsys, "export-torch", str(trained))
+    assert not out.exists()
+
+
+def test_table_of_sentences_is_made_from_labels_and_vectors(tmp_path, capsys):
+    labels, vectors, out = tmp_path / "labels.txt", tmp_path / "vectors.npy", tmp_path / "table.safetensors"
+    labels.write_text("dog\ncat\n")
+    np.save(vectors, np.eye(2, 5))
+    assert main(["prepare", "table", str(labels), str(vectors), "--out", str(out)]) == 0
+    np.testing.assert_array_equal(EmbeddingTable.load(out).lookup("cat"), np.eye(2, 5, dtype=np.float32)[1])
+    np.save(vectors, np.eye(3))
+    assert "one vector for each" in refuses(capsys, "prepare", "table", str(labels), str(vectors), "--out", str(out))
+    np.save(vectors, np.array([{}, {}]), allow_pickle=True)
+    assert "make no table" in refuses(capsys, "prepare", "table", str(labels), str(vectors), "--out", str(out))
 
 
 def test_bad_sound_files_are_refused(trained, tmp_path, capsys):

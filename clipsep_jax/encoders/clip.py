@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Int32, PyTree, UInt8
 
+from clipsep_jax.encoders.batches import embed_in_batches
 from clipsep_jax.encoders.clip_network import ACTIVATIONS, CLIP_RULES, Clip, ClipConfig, TextConfig, VisionConfig
 from clipsep_jax.encoders.weights import (
     CONFIG_FILE,
@@ -153,12 +154,7 @@ class ClipEncoder:
         return ids, [len(row) > limit for row in rows]
 
     def _in_batches(self, encode: Callable[..., Array], rows: np.ndarray, batch_size: int) -> np.ndarray:
-        embeddings = np.empty((len(rows), self.query_size), np.float32)
-        for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
-            filled = np.pad(part, [(0, batch_size - len(part))] + [(0, 0)] * (rows.ndim - 1))
-            embeddings[start : start + len(part)] = np.asarray(encode(self.state, jnp.asarray(filled)))[: len(part)]
-        return embeddings
+        return embed_in_batches(encode, self.state, rows, self.query_size, batch_size)
 
 
 def load_clip(name_or_path: str) -> ClipEncoder:
