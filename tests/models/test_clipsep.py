@@ -1,92 +1,116 @@
 """The whole network against a plain PyTorch arrangement of the same weights."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from flax import nnx
 
 from clipsep_jax.config import ModelConfig
+from clipsep_jax.convert import build_torch_module, official_rules
+from clipsep_jax.encoders.weights import export_tensors
 from clipsep_jax.models.clipsep import CLIPSep, build_model
 
-CONFIG = ModelConfig(num_levels=4, width=6, num_channels=5, num_noise_heads=2, query_size=9, init_std=0.3)
+CONFIG = ModelConfig(num_levels=4, width=6, num_channels=5, query_size=9, init_std=0.3)
+PARTS = {
+    "late": {},
+    "late-noise": {"num_noise_heads": 3},
+    "late-labels": {"num_labels": 4},
+    "late-labels-noise": {"num_labels": 4, "num_noise_heads": 2},
+    "middle": {"fusion": "middle"},
+    "middle-labels": {"fusion": "middle", "num_labels": 4},
+    "early": {"fusion": "early"},
+    "early-labels": {"fusion": "early", "num_labels": 4},
+    "learned": {"num_learned_queries": 3},
+    "one-level": {"num_levels": 1},
+    "one-level-middle": {"num_levels": 1, "fusion": "middle"},
+}
 
 
-def randomised(model: CLIPSep) -> CLIPSep:
-    """The model with every parameter and statistic drawn anew, large enough to matter."""
-    graphdef, state = nnx.split(model)
+def randomised(config: ModelConfig) -> CLIPSep:
+    """A model with every parameter and statistic drawn anew, large enough to matter."""
+    graphdef, state = nnx.split(build_model(config, nnx.Rngs(0)))
     leaves, treedef = jax.tree.flatten(state)
     keys = jax.random.split(jax.random.key(3), len(leaves))
     drawn = [
         0.3 * jax.random.normal(key, leaf.shape) + 0.5 * (leaf == 1) for key, leaf in zip(keys, leaves, strict=True)
     ]
-    drawn_state = jax.tree.unflatten(treedef, drawn)
-    model = nnx.merge(graphdef, drawn_state)
+    model = nnx.merge(graphdef, jax.tree.unflatten(treedef, drawn))
     for norm in [model.unet.input_norm, *model.unet.down_norm, *model.unet.up_norm]:
         norm.var[...] = jnp.abs(norm.var[...]) + 0.5
     return model
 
 
-def plain_forward(model: CLIPSep, log_magnitude: np.ndarray, query: np.ndarray) -> torch.Tensor:
-    """The official arrangement, written out: nested blocks, full-size features, inner products last."""
-
-    def tensor(value):
-        return torch.tensor(np.asarray(value[...]))
-
-    def conv(x, layer, **kwargs):
-        bias = None if getattr(layer, "bias", None) is None else tensor(layer.bias)
-        return F.conv2d(x, tensor(layer.kernel).permute(3, 2, 0, 1), bias, padding=1, **kwargs)
-
-    def norm(x, layer):
-        return F.batch_norm(x, tensor(layer.mean), tensor(layer.var), tensor(layer.scale), tensor(layer.bias))
-
-    def linear(x, layer):
-        return x @ tensor(layer.kernel) + tensor(layer.bias)
-
-    unet, last = model.unet, len(model.unet.down) - 1
-
-    def block(x, level):
-        if level > 0:
-            x = F.leaky_relu(x, 0.2)
-        y = conv(x, unet.down[level], stride=2)
-        if 0 < level < last:
-            y = norm(y, unet.down_norm[level - 1])
-        if level < last:
-            y = block(y, level + 1)
-        y = F.interpolate(F.relu(y), scale_factor=2, mode="bilinear", align_corners=True)
-        if level == 0:
-            return conv(y, unet.last)
-        y = norm(conv(y, unet.up[level - 1]), unet.up_norm[level - 1])
-        return torch.cat([x, y], dim=1)
-
-    features = block(norm(torch.tensor(log_magnitude)[:, None], unet.input_norm), 0)
-    projected = linear(torch.tensor(query), model.query_head)
-    noise = [linear(projected.mean(dim=1), p) for p in model.noise_heads.projections]
-    vectors = torch.sigmoid(torch.cat([projected, torch.stack(noise, dim=1)], dim=1))
-    scaled = vectors * tensor(model.inner_product.scale)
-    return torch.einsum("bpc,bckt->bpkt", scaled, features) + tensor(model.inner_product.bias)
+def twin(model: CLIPSep, config: ModelConfig) -> torch.nn.Module:
+    """The plain arrangement with the model's weights."""
+    module = build_torch_module(config)
+    tensors = export_tensors(model, official_rules(config))
+    module.load_state_dict({name: torch.tensor(tensor) for name, tensor in tensors.items()}, strict=False)
+    assert tensors.keys() <= module.state_dict().keys()
+    return module
 
 
-def test_forward_equals_the_plain_arrangement():
-    model = randomised(build_model(CONFIG, nnx.Rngs(0)))
-    model.eval()
+def inputs(config: ModelConfig) -> tuple[np.ndarray, np.ndarray | None]:
     rng = np.random.default_rng(0)
     log_magnitude = rng.normal(size=(2, 32, 48)).astype(np.float32)
-    query = rng.normal(size=(2, 3, 9)).astype(np.float32)
-    got = model(jnp.asarray(log_magnitude), jnp.asarray(query))
-    want = plain_forward(model, log_magnitude, query).numpy()
-    tolerance = 1e-5 * max(1, np.abs(want).max())
-    np.testing.assert_allclose(got.query, want[:, :3], atol=tolerance)
-    np.testing.assert_allclose(got.noise, want[:, 3:], atol=tolerance)
+    if config.num_learned_queries:
+        return log_magnitude, None
+    if config.num_labels:
+        return log_magnitude, rng.integers(config.num_labels, size=(2, 3)).astype(np.int32)
+    return log_magnitude, rng.normal(size=(2, 3, 9)).astype(np.float32)
 
 
-def test_no_noise_heads_no_noise_masks():
-    model = build_model(ModelConfig(num_levels=2, width=2, query_size=4), nnx.Rngs(0))
-    logits = model(jnp.zeros((1, 8, 8)), jnp.zeros((1, 2, 4)))
-    assert logits.noise is None
-    assert logits.query.shape == (1, 2, 8, 8)
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("parts", PARTS)
+def test_forward_equals_the_plain_arrangement(parts, training):
+    """In training, so do the running means: early and middle fusion update them once a query."""
+    config = replace(CONFIG, **PARTS[parts])
+    model = randomised(config)
+    module = twin(model, config).train(training)
+    model.train() if training else model.eval()
+    arrays = inputs(config)
+    got = model(*(None if x is None else jnp.asarray(x) for x in arrays))
+    with torch.no_grad():
+        query, noise = module(*(None if x is None else torch.tensor(x) for x in arrays))
+    tolerance = 1e-5 * max(1, query.abs().max())
+    np.testing.assert_allclose(got.query, query, rtol=0, atol=tolerance)
+    assert (got.noise is None) == (noise is None)
+    if noise is not None:
+        np.testing.assert_allclose(got.noise, noise, rtol=0, atol=1e-5 * max(1, noise.abs().max()))
+    state = module.state_dict()
+    for name, tensor in export_tensors(model, official_rules(config)).items():
+        if name.endswith("running_mean"):
+            np.testing.assert_allclose(tensor, state[name], rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_initial_values_have_the_official_scales():
+    model = build_model(ModelConfig(num_levels=2, width=16, num_labels=20, num_noise_heads=1), nnx.Rngs(0))
+    learned = build_model(ModelConfig(num_levels=1, num_channels=512, num_learned_queries=8), nnx.Rngs(0))
+    scales = {
+        0.001: [model.unet.down[1].kernel, model.unet.up[0].kernel, model.unet.last.kernel],
+        1e-4: [model.query_head.kernel, model.noise_heads.projections[0].kernel],
+        0.02: [model.unet.up_norm[0].scale],
+        1.0: [model.label_embedding.embedding],
+    }
+    scales[0.001].append(learned.learned_queries.kernel)
+    for scale, variables in scales.items():
+        for variable in variables:
+            assert np.std(variable[...]) == pytest.approx(scale, rel=0.5)
+    assert np.abs(learned.learned_queries.bias[...]).max() <= 1 / np.sqrt(512)
+    assert np.ptp(learned.learned_queries.bias[...]) > 0
+
+
+def test_the_plain_module_starts_at_the_same_scales():
+    config = ModelConfig(num_levels=2, width=16, num_noise_heads=1)
+    ours = export_tensors(build_model(config, nnx.Rngs(0)), official_rules(config))
+    torch.manual_seed(0)
+    for name, tensor in build_torch_module(config).state_dict().items():
+        if tensor.numel() >= 1000:
+            assert tensor.std() == pytest.approx(ours[name].std(), rel=0.15), name
+            assert abs(tensor.mean() - ours[name].mean()) < 0.1 * tensor.std(), name
 
 
 @pytest.mark.slow

@@ -131,7 +131,8 @@ class OurTrainer:
     def state(self, step: int, tensors: Tensors, mean: Tensors, square: Tensors, dtype: type) -> TrainState:
         params = self.ours(self.template.params, tensors, dtype)
         moments = {"mu": self.ours(params, mean, dtype), "nu": self.ours(params, square, dtype)}
-        optimizer = optax.tree.set(self.trainer.optimizer.init(params), count=jnp.int32(step), **moments)
+        # A count of 64 bits, where they are on, because optax takes the schedule's precision from it.
+        optimizer = optax.tree.set(self.trainer.optimizer.init(params), count=jnp.array(step), **moments)
         return TrainState(jnp.array(step), params, self.ours(self.template.batch_stats, tensors, dtype), optimizer)
 
     def _probe(self, state: TrainState, batch: Batch):
