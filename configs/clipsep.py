@@ -2,7 +2,8 @@
 
 clipsep train --config=configs/clipsep.py:vggsound --workdir=runs/clipsep --config.data.records=data/vggsound
 
-The paper: SDR 5.49 dB mean, 4.97 dB median on MUSIC with text queries.
+The paper, with text queries: SDR 5.49 dB mean and 4.97 dB median on MUSIC; improvement over the mixture 5.22 dB on
+MUSIC+ and 3.53 dB on VGGSound-Clean+.
 """
 
 from ml_collections import ConfigDict

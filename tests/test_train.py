@@ -61,6 +61,7 @@ def test_loss_falls_on_one_batch(records):
     assert names <= metrics.keys()
 
 
+@pytest.mark.slow
 def test_step_applies_clipped_adam_to_the_gradients(records):
     config = small_config(records)
     trainer, batch = Trainer(config), random_batch(config)
@@ -209,6 +210,7 @@ def test_model_directory_holds_the_checkpoint(records, tmp_path):
         assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), got, want))
 
 
+@pytest.mark.slow
 def test_frames_and_embeddings_give_the_same_losses(clip_records, tmp_path):
     """CLIP inside the step on the stored pictures, or its stored embeddings: the same training."""
     losses = {}

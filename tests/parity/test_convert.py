@@ -64,6 +64,7 @@ def test_every_system_is_here():
     assert SYSTEM_CHANGES.keys() == SYSTEMS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_import_gives_the_same_masks_and_export_the_same_bits(system, tmp_path):
     config = model_config(system)
@@ -118,6 +119,7 @@ def test_names_are_the_official_ones():
     assert without_memory(replace(FULL, num_learned_queries=2)).synth_net.weight.shape == (2, 32, 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["clipsep_middle", "pit"])
 def test_safetensors_and_bare_names_go_both_ways(system, tmp_path):
     from safetensors.torch import load_file
