@@ -82,7 +82,8 @@ def test_info_says_what_a_model_is(trained, capsys):
 
 
 def test_checkpoints_go_to_pytorch_and_back(trained, tmp_path, capsys):
-    torch = pytest.importorskip("torch")
+    import torch
+
     assert main(["export-torch", str(trained), str(tmp_path / "model.pt")]) == 0
     assert all(name.startswith("module.") for name in torch.load(tmp_path / "model.pt", weights_only=True))
     assert main(["import-torch", str(tmp_path / "model.pt"), str(tmp_path / "back")]) == 0
