@@ -128,6 +128,8 @@ class TrainConfig:
     log_every: int = 100
     validate_every: int = 10_000
     validation_batches: int = 16
+    precision: str = "float32"  # of the U-Net's arithmetic; with "bfloat16" all else stays float32
+    remat: bool = False  # compute the inside of every level again in the backward pass: less memory, more time
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ def _check(config: Config) -> None:
         "objective.regularizer": (config.objective.regularizer, ("sum", "ratio")),
         "model.fusion": (config.model.fusion, ("late", "middle", "early")),
         "query.kind": (config.query.kind, ("image", "text", "hybrid", "label", "sentence", "none")),
+        "train.precision": (config.train.precision, ("float32", "bfloat16")),
         "query.source": (config.query.source, ("embeddings", "frames")),
     }
     for name, (value, allowed) in choices.items():

@@ -18,6 +18,7 @@ from clipsep_jax.encoders.loading import load_encoder, split_name
 from clipsep_jax.encoders.weights import (
     CONV,
     LINEAR,
+    UP_CONV,
     Rule,
     export_tensors,
     load_tensors,
@@ -100,13 +101,13 @@ def _linear(theirs: str, ours: str) -> list[Rule]:
 def _unet_rules(levels: list[_Level]) -> list[Rule]:
     rules = [
         *_norm("sound_net.bn0", "unet.input_norm"),
-        Rule(f"{levels[0].up}.weight", "unet.last.kernel", CONV),
+        Rule(f"{levels[0].up}.weight", "unet.last.kernel", UP_CONV),
         Rule(f"{levels[0].up}.bias", "unet.last.bias"),
     ]
     for i, level in enumerate(levels):
         rules.append(Rule(f"{level.down}.weight", f"unet.down.{i}.kernel", CONV))
         if i > 0:
-            rules.append(Rule(f"{level.up}.weight", f"unet.up.{i - 1}.kernel", CONV))
+            rules.append(Rule(f"{level.up}.weight", f"unet.up.{i - 1}.kernel", UP_CONV))
             rules += _norm(level.up_norm, f"unet.up_norm.{i - 1}")
             rules += _norm(level.down_norm, f"unet.down_norm.{i - 1}")
     return rules

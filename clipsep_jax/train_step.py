@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from clipsep_jax.config import Config, OptimizerConfig
 from clipsep_jax.mixing import apply_gain, drop_closest, likeness_weight, mix
-from clipsep_jax.models.clipsep import build_model
+from clipsep_jax.models.clipsep import CLIPSep, build_model
 from clipsep_jax.objectives import build_objective
 from clipsep_jax.structures import Batch, Loss
 
@@ -61,14 +61,18 @@ class Trainer:
         self.schedule = learning_rate_schedule(config.optimizer)
         self.objective = build_objective(config.objective)
         self.encode = encode
-        self.graphdef = nnx.graphdef(nnx.eval_shape(lambda: build_model(config.model, nnx.Rngs(0))))
+        self.graphdef = nnx.graphdef(nnx.eval_shape(lambda: self._build_model(0)))
         self.train_step = jax.jit(self._train_step, donate_argnums=0)
         self.validation_step = jax.jit(self._validation_step)
+
+    def _build_model(self, seed: int) -> CLIPSep:
+        dtype = jnp.bfloat16 if self.config.train.precision == "bfloat16" else None
+        return build_model(self.config.model, nnx.Rngs(seed), dtype=dtype, remat=self.config.train.remat)
 
     @partial(jax.jit, static_argnums=0)
     def init(self) -> TrainState:
         """The state before the first step, from the config's seed."""
-        model = build_model(self.config.model, nnx.Rngs(self.config.train.seed))
+        model = self._build_model(self.config.train.seed)
         params, batch_stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
         return TrainState(jnp.array(0), params, batch_stats, self.optimizer.init(params))
 

@@ -30,6 +30,7 @@ MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, PICTURES_FILE, *TOKENIZER_FILES)
 
 LINEAR = (1, 0)  # [out, in] -> [in, out]
 CONV = (2, 3, 1, 0)  # OIHW -> HWIO
+UP_CONV = (1, 2, 3, 0)  # OIHW -> IHWO
 
 _MOST_NAMED = 20
 

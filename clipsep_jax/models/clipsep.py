@@ -1,5 +1,7 @@
 """The whole mask network, assembled from its parts: U-Net, queries, fusion."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -21,7 +23,14 @@ class CLIPSep(nnx.Module):
     query. With learned queries there is no query at all.
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, dtype: Any = None, remat: bool = False, rngs: nnx.Rngs):
+        """Builds the network.
+
+        Args:
+            dtype: of the U-Net's arithmetic; None takes the input's. Parameters, statistics and logits stay float32.
+            remat: compute every level of the U-Net a second time in the backward pass instead of storing what is
+                inside it.
+        """
         self.fusion = config.fusion
         late, size = config.fusion == "late", config.num_channels
         self.unet = UNet(
@@ -29,6 +38,8 @@ class CLIPSep(nnx.Module):
             num_in=1 + size if config.fusion == "early" else 1,
             num_condition=size if config.fusion == "middle" else 0,
             num_out=size if late else 1,
+            dtype=dtype,
+            remat=remat,
             rngs=rngs,
         )
         learned = config.num_learned_queries > 0
@@ -78,9 +89,9 @@ class CLIPSep(nnx.Module):
         image = log_magnitude[..., None]
         early = self.fusion == "early"
         features = self.unet(append_everywhere(image, vector)) if early else self.unet(image, vector)
-        return self.unet.last(features)[..., 0]
+        return self.unet.last(features.astype(log_magnitude.dtype))[..., 0]
 
 
-def build_model(config: ModelConfig, rngs: nnx.Rngs) -> CLIPSep:
-    """The one place where a config becomes a mask network."""
-    return CLIPSep(config, rngs=rngs)
+def build_model(config: ModelConfig, rngs: nnx.Rngs, *, dtype: Any = None, remat: bool = False) -> CLIPSep:
+    """The one place where a config becomes a mask network; `dtype` and `remat` as in `CLIPSep`."""
+    return CLIPSep(config, dtype=dtype, remat=remat, rngs=rngs)

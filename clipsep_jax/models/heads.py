@@ -47,7 +47,7 @@ class InnerProduct(nnx.Module):
         self,
         vectors: Float[Array, "B P C"],
         features: Float[Array, "B k t c"],
-        kernel: Float[Array, "3 3 c C"],
+        kernel: Float[Array, "c 3 3 C"],
         kernel_bias: Float[Array, " C"],
     ) -> Float[Array, "B P K T"]:
         """Logits of P masks, from the features before the last up-convolution (`kernel`, `kernel_bias`).
@@ -56,8 +56,9 @@ class InnerProduct(nnx.Module):
         its C feature maps of full size are never built.
         """
         scaled = vectors * self.scale[...]
-        taps = jnp.einsum("bpC,yxcC->bcyxp", scaled, kernel)
-        products = jnp.einsum("bktc,bcn->bktn", features, taps.reshape(*taps.shape[:2], -1))
+        taps = jnp.einsum("bpC,cyxC->bcyxp", scaled, kernel)
+        taps_of_features = taps.reshape(*taps.shape[:2], -1).astype(features.dtype)
+        products = jnp.einsum("bktc,bcn->bktn", features, taps_of_features, preferred_element_type=scaled.dtype)
         logits = blend_taps(products.reshape(*features.shape[:-1], *taps.shape[2:]))
         offset = scaled @ kernel_bias + self.bias[...]
         return jnp.moveaxis(logits, -1, 1) + offset[:, :, None, None]
@@ -75,10 +76,10 @@ class LearnedQueries(nnx.Module):
     def __call__(
         self,
         features: Float[Array, "B k t c"],
-        kernel: Float[Array, "3 3 c C"],
+        kernel: Float[Array, "c 3 3 C"],
         kernel_bias: Float[Array, " C"],
     ) -> Float[Array, "B P K T"]:
         """Logits, as `InnerProduct` makes them: the two convolutions without a nonlinearity between are one."""
         vectors = self.kernel[0, 0]
-        logits = upsample_conv(features, kernel @ vectors) + kernel_bias @ vectors + self.bias[...]
+        logits = upsample_conv(features.astype(kernel.dtype), kernel @ vectors) + kernel_bias @ vectors + self.bias[...]
         return jnp.moveaxis(logits, -1, 1)

@@ -1,8 +1,11 @@
 """The exact fast layers: the same numbers as the plain form, from fewer and larger matrix products.
 
-The plain forms (upsample, then convolve) are the references in the tests.
+The plain forms (upsample, then convolve) are the references in the tests. Kernels of up-convolutions are stored with
+their input channels first, as the matrix that they are used as.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,11 +19,13 @@ class BatchNorm(nnx.BatchNorm):
     """PyTorch's BatchNorm in training: statistics over batch and pixels, momentum 0.1 there is 0.9 here.
 
     The running variance is the biased one; PyTorch keeps the unbiased one (a stated departure of n / (n - 1)).
+    The result has `dtype`; statistics are taken and kept in float32.
     """
 
-    def __init__(self, num_features: int, *, rngs: nnx.Rngs):
+    def __init__(self, num_features: int, *, dtype: Any = None, rngs: nnx.Rngs):
         super().__init__(
             num_features,
+            dtype=dtype,
             momentum=0.9,
             epsilon=1e-5,
             use_fast_variance=False,
@@ -41,46 +46,151 @@ class DownConv(nnx.Module):
         self.kernel = nnx.Param(kernel)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
-        return strided_conv(x, self.kernel[...])
+        return strided_conv(x, self.kernel[...].astype(x.dtype))
 
 
 class UpConv(nnx.Module):
     """Bilinear upsampling by 2 with aligned corners, then a 3 x 3 convolution of padding 1."""
 
     def __init__(self, num_in: int, num_out: int, *, init_std: float, use_bias: bool = False, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(init_std * jax.random.normal(rngs.params(), (3, 3, num_in, num_out)))
+        self.kernel = nnx.Param(init_std * jax.random.normal(rngs.params(), (num_in, 3, 3, num_out)))
         bound = 1 / np.sqrt(9 * num_in)  # PyTorch's default for a convolution's bias
         bias = jax.random.uniform(rngs.params(), (num_out,), minval=-bound, maxval=bound) if use_bias else None
         self.bias = nnx.Param(bias) if bias is not None else nnx.data(None)
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W c"]:
-        y = upsample_conv(x, self.kernel[...])
+        y = upsample_conv(x, self.kernel[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...]
 
 
 def strided_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "4 4 C c"]) -> Float[Array, "B h w c"]:
-    """4 x 4 convolution of stride 2, padding 1, of even sides, as one matrix product over 2 x 2 blocks.
+    """4 x 4 convolution of stride 2, padding 1, of even sides, in the form that is fastest on this backend."""
+    return strided_form(x.shape, x.dtype)(x, kernel)
 
-    Space-to-depth turns it into a 2 x 2 convolution of stride 1.
-    """
-    b, height, width, channels = x.shape
+
+def strided_form(shape: tuple[int, ...], dtype: Any) -> Callable[[Array, Array], Array]:
+    """The one place where a form is chosen; docs/performance.md has the measurements."""
+    _, height, width, channels = shape
+    if jax.default_backend() != "cpu" or channels < 8:
+        return native_strided_conv
+    wide, whole_tiles = min(height, width) >= 32, height % 4 == width % 4 == 0
+    exact = jnp.finfo(dtype).bits >= 32  # Winograd's differences would lose digits that bfloat16 has not got
+    return winograd_strided_conv if wide and whole_tiles and exact else matmul_strided_conv
+
+
+def native_strided_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "4 4 C c"]) -> Float[Array, "B h w c"]:
+    """XLA's own convolution."""
+    return jax.lax.conv_general_dilated(x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def matmul_strided_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "4 4 C c"]) -> Float[Array, "B h w c"]:
+    """One matrix product over all patches."""
+    _, height, width, channels = x.shape
     h, w = height // 2, width // 2
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    blocks = x.reshape(b, h + 1, 2, w + 1, 2, channels).transpose(0, 1, 3, 2, 4, 5).reshape(b, h + 1, w + 1, -1)
-    corners = [blocks[:, i : i + h, j : j + w] for i in (0, 1) for j in (0, 1)]
-    taps = kernel.reshape(2, 2, 2, 2, channels, -1).transpose(0, 2, 1, 3, 4, 5)
-    return jnp.concatenate(corners, axis=-1) @ taps.reshape(16 * channels, -1)
+    patches = [x[:, i : i + 2 * h : 2, j : j + 2 * w : 2] for i in range(4) for j in range(4)]
+    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(16 * channels, -1)
 
 
-def upsample_conv(x: Float[Array, "B h w C"], kernel: Float[Array, "3 3 C c"]) -> Float[Array, "B H W c"]:
+@jax.custom_vjp
+def winograd_strided_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "4 4 C c"]) -> Float[Array, "B h w c"]:
+    """The 2 x 2 convolution over blocks by Winograd's F(2x2, 2x2): nine products for sixteen, the rest additions.
+
+    One axis: from blocks d0, d1, d2 and taps g0, g1 come y0 = (d0 - d1) g0 + d1 (g0 + g1) and
+    y1 = d1 (g0 + g1) + (d2 - d1) g1 (Lavin and Gray, 2016). The sides are multiples of 4.
+    """
+    products = [tile @ taps for tile, taps in zip(_tiles(x), _tile_taps(kernel), strict=True)]
+    return _outputs(products, (x.shape[0], x.shape[1] // 2, x.shape[2] // 2, kernel.shape[-1]))
+
+
+def _winograd_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return winograd_strided_conv(x, kernel), (x, kernel)
+
+
+def _winograd_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    products = _outputs_transposed(cotangent)
+    tiles = [product @ taps.T for product, taps in zip(products, _tile_taps(kernel), strict=True)]
+    taps = [tile.T @ product for tile, product in zip(_tiles(x), products, strict=True)]
+    return _tiles_transposed(tiles, x.shape), _tile_taps_transposed(taps, kernel.shape)
+
+
+winograd_strided_conv.defvjp(_winograd_forward, _winograd_backward)
+
+
+def _tiles(x: Float[Array, "B H W C"]) -> list[Float[Array, "n D"]]:
+    """Nine differences of blocks, of n tiles: a tile is 3 x 3 blocks, and the next one starts 2 further."""
+    b, height, width, channels = x.shape
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    blocks = x.reshape(b, height // 2 + 1, 2, width // 2 + 1, 2 * channels)
+
+    def differences(blocks: Array, axis: int) -> list[Array]:
+        even = jax.lax.slice_in_dim(blocks, 0, None, 2, axis)
+        odd = jax.lax.slice_in_dim(blocks, 1, None, 2, axis)
+        n = odd.shape[axis]
+        first, third = (jax.lax.slice_in_dim(even, i, i + n, 1, axis) for i in (0, 1))
+        return [first - odd, odd, third - odd]
+
+    tiles = [tile for rows in differences(blocks, 1) for tile in differences(rows, 3)]
+    return [tile.transpose(0, 1, 3, 2, 4).reshape(-1, 4 * channels) for tile in tiles]
+
+
+def _tiles_transposed(tiles: list[Array], shape: tuple[int, ...]) -> Float[Array, "B H W C"]:
+    b, height, width, channels = shape
+
+    def blocks(parts: list[Array], axis: int) -> Array:
+        first, _, third = (_pad(part, axis, after) for part, after in zip(parts, ((0, 1), (0, 1), (1, 0)), strict=True))
+        odd = parts[1] - parts[0] - parts[2]
+        both = jnp.stack([first + third, _pad(odd, axis, (0, 1))], axis + 1)
+        both = both.reshape(*both.shape[:axis], -1, *both.shape[axis + 2 :])
+        return jax.lax.slice_in_dim(both, 0, both.shape[axis] - 1, 1, axis)
+
+    parts = [tile.reshape(b, height // 4, width // 4, 2, -1).transpose(0, 1, 3, 2, 4) for tile in tiles]
+    rows = [blocks(parts[i : i + 3], 3) for i in (0, 3, 6)]
+    return blocks(rows, 1).reshape(b, height + 2, width + 2, channels)[:, 1:-1, 1:-1]
+
+
+def _block_taps(kernel: Float[Array, "4 4 C c"]) -> Float[Array, "2 2 D c"]:
+    """The kernel as a 2 x 2 convolution over blocks of 2 x 2 pixels, D = 4 C."""
+    channels = kernel.shape[2]
+    return kernel.reshape(2, 2, 2, 2, channels, -1).transpose(0, 2, 1, 3, 4, 5).reshape(2, 2, 4 * channels, -1)
+
+
+def _tile_taps(kernel: Float[Array, "4 4 C c"]) -> list[Float[Array, "D c"]]:
+    taps = _block_taps(kernel)
+    rows = [taps[0], taps[0] + taps[1], taps[1]]
+    return [tap for row in rows for tap in (row[0], row[0] + row[1], row[1])]
+
+
+def _tile_taps_transposed(taps: list[Array], shape: tuple[int, ...]) -> Float[Array, "4 4 C c"]:
+    rows = [jnp.stack([a + b, b + c]) for a, b, c in (taps[0:3], taps[3:6], taps[6:9])]
+    blocks = jnp.stack([rows[0] + rows[1], rows[1] + rows[2]])
+    return blocks.reshape(2, 2, 2, 2, *shape[2:]).transpose(0, 2, 1, 3, 4, 5).reshape(shape)
+
+
+def _outputs(products: list[Array], shape: tuple[int, ...]) -> Float[Array, "B h w c"]:
+    b, h, w, channels = shape
+    parts = [product.reshape(b, h // 2, 1, w // 2, 1, channels) for product in products]
+    rows = [jnp.concatenate([a + b, b + c], axis=4) for a, b, c in (parts[0:3], parts[3:6], parts[6:9])]
+    return jnp.concatenate([rows[0] + rows[1], rows[1] + rows[2]], axis=2).reshape(shape)
+
+
+def _outputs_transposed(y: Float[Array, "B h w c"]) -> list[Float[Array, "n c"]]:
+    b, h, w, channels = y.shape
+    y = y.reshape(b, h // 2, 2, w // 2, 2, channels)
+    rows = [y[:, :, 0], y[:, :, 0] + y[:, :, 1], y[:, :, 1]]
+    parts = [part for row in rows for part in (row[:, :, :, 0], row[:, :, :, 0] + row[:, :, :, 1], row[:, :, :, 1])]
+    return [part.reshape(-1, channels) for part in parts]
+
+
+def upsample_conv(x: Float[Array, "B h w C"], kernel: Float[Array, "C 3 3 c"]) -> Float[Array, "B H W c"]:
     """conv3x3(upsample2(x)) computed at the low resolution.
 
     Bilinear interpolation is linear and acts on every channel alike, so the nine taps of the kernel are applied
     first, in one matrix product on a quarter of the pixels; what follows are two-tap blends, width first.
     """
-    num_out = kernel.shape[-1]
-    flat = kernel.transpose(2, 0, 1, 3).reshape(kernel.shape[2], -1)
-    return blend_taps((x @ flat).reshape(*x.shape[:-1], 3, 3, num_out))
+    num_in, *taps = kernel.shape
+    return blend_taps((x @ kernel.reshape(num_in, -1)).reshape(*x.shape[:-1], *taps))
 
 
 def blend_taps(taps: Float[Array, "B h w 3 3 c"]) -> Float[Array, "B H W c"]:
@@ -89,15 +199,16 @@ def blend_taps(taps: Float[Array, "B h w 3 3 c"]) -> Float[Array, "B H W c"]:
     return upsample_shift_sum(rows, axis=1, taps_axis=3)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def upsample_shift_sum(x: Array, axis: int, taps_axis: int) -> Array:
     """Along `axis`: sum over the taps d = 0, 1, 2 of upsample2(x_d) shifted by d - 1, zeros outside.
 
     From n to 2n with aligned corners: output 2k is a x[k-1] + (1-a) x[k] with a = k / (2n-1), output 2k+1 is
     (1-b) x[k] + b x[k+1] with b = (n-1-k) / (2n-1). `axis` comes before `taps_axis`, which disappears.
     """
-    n = x.shape[axis]
-    before, after = _blend_weights(n, [n if i == axis else 1 for i in range(x.ndim - 1)], x.dtype)
+    n, k = x.shape[axis], np.arange(x.shape[axis])
     taps = [jax.lax.index_in_dim(x, d, taps_axis, keepdims=False) for d in range(3)]
+    before, after = (_along(axis, weights, taps[0]) for weights in (k / (2 * n - 1), (n - 1 - k) / (2 * n - 1)))
 
     def even(tap: Array) -> Array:
         return before * _shift(tap, axis, -1) + (1 - before) * tap
@@ -108,19 +219,51 @@ def upsample_shift_sum(x: Array, axis: int, taps_axis: int) -> Array:
     at_even = _shift(odd(taps[0]), axis, -1) + even(taps[1]) + odd(taps[2])
     at_odd = even(taps[0]) + odd(taps[1]) + _shift(even(taps[2]), axis, 1)
     joined = jnp.stack([at_even, at_odd], axis=axis + 1)
-    return joined.reshape(*joined.shape[:axis], 2 * n, *joined.shape[axis + 2 :])
+    return joined.reshape(*joined.shape[:axis], 2 * n, *joined.shape[axis + 2 :]).astype(x.dtype)
 
 
-def _blend_weights(n: int, shape: list[int], dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The weights of the neighbour before (even outputs) and after (odd outputs), shaped to broadcast."""
-    k = np.arange(n)
-    before, after = k / (2 * n - 1), (n - 1 - k) / (2 * n - 1)
-    return before.astype(dtype).reshape(shape), after.astype(dtype).reshape(shape)
+def _upsample_shift_sum_forward(x: Array, axis: int, taps_axis: int) -> tuple[Array, None]:
+    return upsample_shift_sum(x, axis, taps_axis), None
+
+
+def _upsample_shift_sum_backward(axis: int, taps_axis: int, _: None, y: Array) -> tuple[Array]:
+    """The transpose, as sums over inputs: scattering, which differentiation would give, is slow on CPU."""
+    n, k = y.shape[axis] // 2, np.arange(y.shape[axis] // 2)
+    padded = _pad(y, axis, (2, 2))
+    pairs = padded.reshape(*y.shape[:axis], n + 2, 2, *y.shape[axis + 1 :])
+
+    def output(offset: int) -> Array:
+        """y[2k + offset] for every k."""
+        start, parity = divmod(offset + 2, 2)
+        return jax.lax.index_in_dim(jax.lax.slice_in_dim(pairs, start, start + n, 1, axis), parity, axis + 1, False)
+
+    shares = [  # of x[k] in the upsampled samples 2k - 1, 2k, 2k + 1, 2k + 2
+        np.where(k > 0, n - k, 0),
+        2 * n - 1 - k,
+        n + k,
+        np.where(k < n - 1, k + 1, 0),
+    ]
+    weights = [_along(axis, share / (2 * n - 1), y) for share in shares]
+    # Upsampled sample j of tap d is a part of output j + 1 - d.
+    taps = [sum(weight * output(i - d) for i, weight in enumerate(weights)) for d in range(3)]
+    return (jnp.stack(taps, axis=taps_axis).astype(y.dtype),)
+
+
+upsample_shift_sum.defvjp(_upsample_shift_sum_forward, _upsample_shift_sum_backward)
+
+
+def _along(axis: int, weights: np.ndarray, like: Array) -> np.ndarray:
+    """Weights along an axis, shaped to broadcast, and in float32 at least: they are applied in that."""
+    return weights.astype(jnp.promote_types(like.dtype, jnp.float32)).reshape(
+        [-1 if i == axis else 1 for i in range(like.ndim)]
+    )
 
 
 def _shift(x: Array, axis: int, offset: int) -> Array:
     """y[k] = x[k + offset] along `axis`, zero outside; offset is -1 or 1."""
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (1, 0) if offset < 0 else (0, 1)
     start = 0 if offset < 0 else 1
-    return jax.lax.slice_in_dim(jnp.pad(x, widths), start, start + x.shape[axis], axis=axis)
+    return jax.lax.slice_in_dim(_pad(x, axis, (1 - start, start)), start, start + x.shape[axis], axis=axis)
+
+
+def _pad(x: Array, axis: int, widths: tuple[int, int]) -> Array:
+    return jnp.pad(x, [widths if i == axis else (0, 0) for i in range(x.ndim)])

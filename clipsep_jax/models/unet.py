@@ -1,5 +1,9 @@
 """The U-Net on the log-frequency spectrogram (Zhao et al., 2018, as CLIPSep uses it)."""
 
+from collections.abc import Callable
+from itertools import zip_longest
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -22,21 +26,30 @@ class UNet(nnx.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, *, num_in: int = 1, num_condition: int = 0, num_out: int, rngs: nnx.Rngs
+        self,
+        config: ModelConfig,
+        *,
+        num_in: int = 1,
+        num_condition: int = 0,
+        num_out: int,
+        dtype: Any = None,
+        remat: bool = False,
+        rngs: nnx.Rngs,
     ) -> None:
-        """`num_condition` channels join at the bottleneck."""
+        """`num_condition` channels join at the bottleneck; `dtype` and `remat` as in `CLIPSep`."""
         widths = level_widths(config)
         last = config.num_levels - 1
         std = config.init_std
         # Level i of the decoder reads its inner level's output and, but for the innermost, the skip of the same width.
         decoded = [2 * width for width in widths[:last]] + [widths[last] + num_condition]
-        self.input_norm = BatchNorm(num_in, rngs=rngs)
+        self.remat = remat
+        self.input_norm = BatchNorm(num_in, dtype=dtype, rngs=rngs)
         self.down = nnx.List(
             [DownConv(a, b, init_std=std, rngs=rngs) for a, b in zip([num_in, *widths], widths, strict=False)]
         )
-        self.down_norm = nnx.List([BatchNorm(widths[i], rngs=rngs) for i in range(1, last)])
+        self.down_norm = nnx.List([BatchNorm(widths[i], dtype=dtype, rngs=rngs) for i in range(1, last)])
         self.up = nnx.List([UpConv(decoded[i], widths[i - 1], init_std=std, rngs=rngs) for i in range(1, last + 1)])
-        self.up_norm = nnx.List([BatchNorm(widths[i - 1], rngs=rngs) for i in range(1, last + 1)])
+        self.up_norm = nnx.List([BatchNorm(widths[i - 1], dtype=dtype, rngs=rngs) for i in range(1, last + 1)])
         self.last = UpConv(decoded[0], num_out, init_std=std, use_bias=True, rngs=rngs)
 
     def __call__(
@@ -44,22 +57,32 @@ class UNet(nnx.Module):
     ) -> Float[Array, "B k t C"]:
         """Features at half resolution: what `last`, the final convolution, takes."""
         skips = self._encode(self.input_norm(log_magnitude))
-        x = skips.pop()
+        x = jax.nn.relu(skips.pop())
         if condition is not None:
-            x = append_everywhere(x, condition)
+            x = append_everywhere(x, jax.nn.relu(condition.astype(x.dtype)))
+        decode = self._level(_decode_level)
         for up, norm in zip(reversed(self.up), reversed(self.up_norm), strict=True):
-            x = norm(up(jax.nn.relu(x)))
-            x = jnp.concatenate([skips.pop(), x], axis=-1)
-        return jax.nn.relu(x)
+            x = jnp.concatenate([jax.nn.relu(skips.pop()), decode(up, norm, x)], axis=-1)
+        return x
 
     def _encode(self, x: Float[Array, "B K T I"]) -> list[Array]:
-        outputs = []
-        for level, down in enumerate(self.down):
-            x = down(x if level == 0 else jax.nn.leaky_relu(x, 0.2))
-            if 0 < level < len(self.down) - 1:
-                x = self.down_norm[level - 1](x)
-            outputs.append(x)
+        outputs = [self.down[0](x)]
+        encode = self._level(_encode_level)
+        for down, norm in zip_longest(list(self.down)[1:], self.down_norm):
+            outputs.append(encode(down, norm, outputs[-1]))
         return outputs
+
+    def _level(self, function: Callable[..., Array]) -> Callable[..., Array]:
+        return nnx.remat(function) if self.remat else function
+
+
+def _encode_level(down: DownConv, norm: BatchNorm | None, x: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
+    y = down(jax.nn.leaky_relu(x, 0.2))
+    return y if norm is None else norm(y)
+
+
+def _decode_level(up: UpConv, norm: BatchNorm, x: Float[Array, "B h w C"]) -> Float[Array, "B H W c"]:
+    return jax.nn.relu(norm(up(x)))
 
 
 def append_everywhere(image: Float[Array, "B h w I"], vector: Float[Array, "B c"]) -> Float[Array, "B h w J"]:

@@ -8,16 +8,26 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
-from clipsep_jax.models.layers import BatchNorm, strided_conv, upsample_conv
+from clipsep_jax.models.layers import (
+    BatchNorm,
+    matmul_strided_conv,
+    native_strided_conv,
+    strided_form,
+    upsample_conv,
+    winograd_strided_conv,
+)
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def assert_same_function(ours, theirs, x, kernel):
-    """Values and both gradients agree to 1e-5 of the reference's norm; theirs works on PyTorch's layouts."""
-    weight = torch.tensor(kernel.transpose(3, 2, 0, 1), dtype=torch.float64, requires_grad=True)
+def assert_same_function(ours, theirs, x, kernel, kernel_axes):
+    """Values and both gradients agree to 1e-5 of the reference's norm.
+
+    `theirs` works on PyTorch's layouts; `kernel_axes` permutes our kernel into OIHW.
+    """
+    weight = torch.tensor(kernel.transpose(kernel_axes), dtype=torch.float64, requires_grad=True)
     image = torch.tensor(x.transpose(0, 3, 1, 2), dtype=torch.float64, requires_grad=True)
     expected = theirs(image, weight)
     value, pullback = jax.vjp(ours, jnp.asarray(x), jnp.asarray(kernel))
@@ -27,7 +37,7 @@ def assert_same_function(ours, theirs, x, kernel):
     pairs = [
         (value, expected.detach().numpy().transpose(0, 2, 3, 1)),
         (d_x, image.grad.numpy().transpose(0, 2, 3, 1)),
-        (d_kernel, weight.grad.numpy().transpose(2, 3, 1, 0)),
+        (d_kernel, weight.grad.numpy().transpose(np.argsort(kernel_axes))),
     ]
     for got, want in pairs:
         assert got.shape == want.shape
@@ -40,15 +50,47 @@ def test_upsample_conv_equals_upsampling_then_convolving(height, width):
         up = F.interpolate(image, scale_factor=2, mode="bilinear", align_corners=True)
         return F.conv2d(up, weight, padding=1)
 
-    assert_same_function(upsample_conv, plain, random(2, height, width, 5), random(3, 3, 5, 4, seed=1))
+    kernel = random(5, 3, 3, 4, seed=1)
+    assert_same_function(upsample_conv, plain, random(2, height, width, 5), kernel, (3, 0, 1, 2))
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (2, 2), (6, 10)])
-def test_strided_conv_equals_convolving(height, width):
+ANY_SIZE = [(2, 2), (6, 10), (8, 8), (64, 32)]
+WHOLE_TILES = [(4, 4), (4, 12), (8, 8), (64, 32)]
+
+
+@pytest.mark.parametrize(
+    ("form", "height", "width"),
+    [(form, *size) for form in (native_strided_conv, matmul_strided_conv) for size in ANY_SIZE]
+    + [(winograd_strided_conv, *size) for size in WHOLE_TILES],
+)
+def test_strided_conv_equals_convolving(form, height, width):
     def plain(image, weight):
         return F.conv2d(image, weight, stride=2, padding=1)
 
-    assert_same_function(strided_conv, plain, random(2, height, width, 3), random(4, 4, 3, 5, seed=1))
+    assert_same_function(form, plain, random(2, height, width, 9), random(4, 4, 9, 5, seed=1), (3, 2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("backend", "shape", "form"),
+    [
+        ("cpu", (4, 256, 256, 1), native_strided_conv),
+        ("cpu", (4, 128, 128, 64), winograd_strided_conv),
+        ("cpu", (4, 34, 128, 64), matmul_strided_conv),
+        ("cpu", (4, 16, 16, 512), matmul_strided_conv),
+        ("gpu", (4, 128, 128, 64), native_strided_conv),
+        ("tpu", (4, 16, 16, 512), native_strided_conv),
+    ],
+)
+def test_the_form_is_chosen_by_backend_and_size(monkeypatch, backend, shape, form):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert strided_form(shape, jnp.float32) is form
+
+
+def test_every_size_that_the_choice_gives_to_winograd_has_whole_tiles():
+    chosen = [(h, w) for h in range(2, 80, 2) for w in range(2, 80, 2)]
+    chosen = [side for side in chosen if strided_form((1, *side, 64), jnp.float32) is winograd_strided_conv]
+    assert chosen
+    assert all(h % 4 == w % 4 == 0 for h, w in chosen)
 
 
 def test_batch_norm_equals_pytorch_but_for_the_unbiased_variance():
