@@ -1,24 +1,29 @@
 """Time of a train step: CLIPSep-NIT, from int16 audio to updated weights.
 
-python -m benchmarks.train_step [--batch 4] [--steps 10] [--width 64]
+With --reference the official arrangement runs beside it in PyTorch, by turns, step for step: `ratio` is its U-Net and
+loss (from spectrograms on) over our whole step, `ratio_with_clip` counts its encoding of the frames too, which here is
+done once for all by `clipsep prepare`.
 """
 
 import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from clipsep_jax.config import Config
+from clipsep_jax.mixing import apply_gain, mix
 from clipsep_jax.structures import Batch
 from clipsep_jax.train_step import Trainer
 
 
-def nit_config(width: int, batch_size: int) -> Config:
+def nit_config(width: int = 64, batch_size: int = 4, precision: str = "float32", remat: bool = False) -> Config:
     """CLIPSep-NIT at the official size, but for the width."""
     config = Config()
     return replace(
@@ -26,6 +31,7 @@ def nit_config(width: int, batch_size: int) -> Config:
         model=replace(config.model, width=width, num_noise_heads=2),
         objective=replace(config.objective, name="noise_invariant"),
         data=replace(config.data, batch_size=batch_size),
+        train=replace(config.train, precision=precision, remat=remat),
     )
 
 
@@ -39,40 +45,97 @@ def random_batch(config: Config) -> Batch:
     )
 
 
-def measure(config: Config, num_steps: int) -> dict[str, float | int | str]:
-    """Compiles the step, runs it `num_steps` times, blocking after each, and takes the median."""
-    trainer, batch = Trainer(config), random_batch(config)
-    state = trainer.init()
+def seconds_of(function: Callable[[], Any]) -> float:
     start = time.perf_counter()
-    step = trainer.train_step.lower(state, batch).compile()
-    compile_seconds = time.perf_counter() - start
-    seconds = []
-    for _ in range(num_steps + 1):
+    function()
+    return time.perf_counter() - start
+
+
+class OurStep:
+    """The compiled step and its state."""
+
+    def __init__(self, config: Config):
+        self.config, self.batch = config, random_batch(config)
+        trainer = Trainer(config)
+        self.state = trainer.init()
         start = time.perf_counter()
-        state, _metrics = step(state, batch)
-        jax.block_until_ready(state)
-        seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds[1:])
-    memory = step.memory_analysis()
-    return {
-        "batch": config.data.batch_size,
-        "width": config.model.width,
-        "examples_per_second": round(config.data.batch_size / median, 3),
-        "seconds_per_step": round(median, 4),
-        "gflop_per_example": round(step.cost_analysis()["flops"] / config.data.batch_size / 1e9, 2),
-        "compile_seconds": round(compile_seconds, 1),
-        "peak_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
-        "device": jax.devices()[0].device_kind,
+        self.compiled = trainer.train_step.lower(self.state, self.batch).compile()
+        self.compile_seconds = time.perf_counter() - start
+
+    def __call__(self) -> None:
+        self.state, _metrics = self.compiled(self.state, self.batch)
+        jax.block_until_ready(self.state)
+
+    def facts(self) -> dict[str, Any]:
+        memory = self.compiled.memory_analysis()
+        return {
+            "batch": self.config.data.batch_size,
+            "width": self.config.model.width,
+            "precision": self.config.train.precision,
+            "remat": self.config.train.remat,
+            "gflop_per_example": round(self.compiled.cost_analysis()["flops"] / self.config.data.batch_size / 1e9, 2),
+            "compile_seconds": round(self.compile_seconds, 1),
+            "peak_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
+            "device": jax.devices()[0].device_kind,
+        }
+
+
+def reference_steps(config: Config, batch: Batch, tuned: bool) -> list[Callable[[], Any]]:
+    """The official arrangement's step from spectrograms on, and its encoding of the frames of a batch."""
+    import torch
+
+    from tests.torch_reference import TorchFrameEncoder, TorchTrainer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    mixture = mix(apply_gain(batch.sources, batch.gain), config.spectrogram, config.mixing)
+    arrays = [np.asarray(x) for x in (mixture.magnitude, mixture.targets, mixture.weight, batch.query)]
+    trainer = TorchTrainer(config, torch.float32, device=device, tuned=tuned)
+    encoder = TorchFrameEncoder(device)
+    num_frames = config.data.batch_size * config.data.num_sources * config.data.frames_per_clip
+    pixels = np.random.default_rng(0).normal(size=(num_frames, 3, 224, 224)).astype(np.float32)
+    return [lambda: trainer.step(*arrays), lambda: encoder.encode(pixels)]
+
+
+def measure(config: Config, num_steps: int, *, reference: bool = False, tuned: bool = False) -> dict[str, Any]:
+    """Medians over `num_steps` blocked steps, after two to warm up; ratios are taken within a turn."""
+    ours = OurStep(config)
+    others = reference_steps(config, ours.batch, tuned) if reference else []
+    turns = [[seconds_of(step) for step in (ours, *others)] for _ in range(2 + num_steps)][2:]
+    seconds = statistics.median(turn[0] for turn in turns)
+    facts = ours.facts() | {
+        "examples_per_second": round(config.data.batch_size / seconds, 3),
+        "seconds_per_step": round(seconds, 4),
     }
+    if reference:
+        facts["reference"] = "tuned" if tuned else "official"
+        facts["reference_seconds"] = round(statistics.median(turn[1] for turn in turns), 4)
+        facts["reference_clip_seconds"] = round(statistics.median(turn[2] for turn in turns), 4)
+        for name, ratios in {
+            "ratio": [turn[1] / turn[0] for turn in turns],
+            "ratio_with_clip": [(turn[1] + turn[2]) / turn[0] for turn in turns],
+        }.items():
+            for how, value in (("median", statistics.median(ratios)), ("min", min(ratios)), ("max", max(ratios))):
+                facts[f"{name}_{how}"] = round(value, 2)
+    return facts
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--remat", action="store_true", help="rematerialise the levels")
+    parser.add_argument("--reference", action="store_true", help="measure beside PyTorch (needs the test extra)")
+    parser.add_argument(
+        "--tuned-reference",
+        action="store_true",
+        help="the same, with PyTorch at its fastest: channels last, autocast, torch.compile",
+    )
     options = parser.parse_args()
-    print(json.dumps(measure(nit_config(options.width, options.batch), options.steps)))
+    config = nit_config(options.width, options.batch, options.precision, options.remat)
+    reference = options.reference or options.tuned_reference
+    print(json.dumps(measure(config, options.steps, reference=reference, tuned=options.tuned_reference)))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from clipsep_jax.config import ObjectiveConfig
 from clipsep_jax.objectives import best_assignment, build_objective
 from clipsep_jax.structures import MaskLogits, Mixture
+from tests.torch_reference import torch_loss
 
 B, N, M, K, T = 3, 2, 2, 8, 6
 
@@ -21,26 +21,6 @@ def draw(scale: float = 10.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np
     query, noise = rng.uniform(-scale, scale, (2, B, N, K, T))
     targets = (rng.uniform(size=(B, N, K, T)) > 0.5).astype(np.float64)
     return query, noise, targets, rng.uniform(1e-3, 10, (B, K, T))
-
-
-def bce(mask: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return F.binary_cross_entropy(mask, target, weight, reduction="none").mean(dim=(-2, -1))
-
-
-def torch_loss(config: ObjectiveConfig, query, noise, targets, weight) -> torch.Tensor:
-    q, p = torch.sigmoid(query), torch.sigmoid(noise)
-    if config.name == "weighted":
-        return torch.stack([bce(q[:, n], targets[:, n], weight) for n in range(N)]).mean()
-    orders = list(permutations(range(N)))
-    if config.name == "permutation_invariant":
-        cost = [sum(bce(q[:, o[n]], targets[:, n], weight) for n in range(N)) / N for o in orders]
-        return torch.stack(cost).min(dim=0).values.mean()
-    joint = [[1 - F.relu(1 - (q[:, n] + p[:, m])) for m in range(M)] for n in range(N)]
-    cost = [sum(bce(joint[n][o[n]], targets[:, n], weight) for n in range(N)) / N for o in orders]
-    level = p.sum(dim=1).mean()
-    if config.regularizer == "ratio":
-        level = level / q.sum(dim=1).mean()
-    return torch.stack(cost).min(dim=0).values.mean() + config.regularizer_weight * F.relu(level - config.gamma)
 
 
 CONFIGS = [

@@ -14,11 +14,11 @@ import torch
 from flax import nnx
 
 from clipsep_jax.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig, SpectrogramConfig
-from clipsep_jax.convert import build_torch_module, official_rules
+from clipsep_jax.convert import official_rules
 from clipsep_jax.mixing import apply_gain, mix
 from clipsep_jax.structures import Batch
 from clipsep_jax.train_step import Trainer, TrainState
-from tests.test_objectives import torch_loss
+from tests.torch_reference import TorchTrainer
 
 NUM_STATES = 20
 MODEL = ModelConfig(num_levels=4, width=4, num_channels=5, query_size=6)
@@ -54,27 +54,18 @@ def cast(batch: Batch, dtype: type) -> Batch:
     return Batch(batch.sources, *(None if x is None else jnp.asarray(x, dtype) for x in (batch.gain, batch.query)))
 
 
-class TorchTrainer:
-    """Plain PyTorch training in float64: Adam behind a clip, and the official schedule."""
+class RecordingTrainer(TorchTrainer):
+    """In float64, with its state, gradients and moments as arrays."""
 
     def __init__(self, config: Config):
-        self.config, options = config, config.optimizer
-        torch.manual_seed(0)
-        self.module = build_torch_module(config.model).double().train()
-        self.parameters = dict(self.module.named_parameters())
-        self.adam = torch.optim.Adam(self.parameters.values(), options.learning_rate)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adam, self.learning_rate_factor)
+        super().__init__(config, torch.float64, on_gradients=self.record)
         self.counts: dict[str, int] = {}
         for name, norm in self.module.named_modules():
             if isinstance(norm, torch.nn.BatchNorm2d):
                 norm.register_forward_hook(lambda module, inputs, _, name=name: self.count(name, inputs[0]))
 
-    def learning_rate_factor(self, step: int) -> float:
-        options = self.config.optimizer
-        if step < options.warmup_steps:
-            return (step + 1) / options.warmup_steps
-        done = (step - options.warmup_steps) / (options.decay_end_step - options.warmup_steps)
-        return 1 - (1 - options.final_factor) * min(1, done)
+    def record(self) -> None:
+        self.gradients = {name: parameter.grad.numpy().copy() for name, parameter in self.parameters.items()}
 
     def count(self, name: str, x: torch.Tensor) -> None:
         self.counts[name] = x.numel() // x.shape[1]
@@ -88,18 +79,6 @@ class TorchTrainer:
             name: state[which].numpy().copy() if state else np.zeros(self.parameters[name].shape)
             for name, state in states.items()
         }
-
-    def step(self, magnitude: np.ndarray, targets: np.ndarray, weight: np.ndarray, query: np.ndarray | None) -> float:
-        masks = self.module(torch.log(torch.tensor(magnitude)), None if query is None else torch.tensor(query))
-        noise = masks[1] if masks[1] is not None else torch.zeros(masks[0].shape, dtype=torch.float64)
-        loss = torch_loss(self.config.objective, masks[0], noise, torch.tensor(targets), torch.tensor(weight))
-        self.adam.zero_grad()
-        loss.backward()
-        self.gradients = {name: parameter.grad.numpy().copy() for name, parameter in self.parameters.items()}
-        torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimizer.max_gradient_norm)
-        self.adam.step()
-        self.schedule.step()
-        return loss.item()
 
 
 class OurTrainer:
@@ -165,7 +144,7 @@ def biased(before: Tensors, after: Tensors, counts: dict[str, int]) -> Tensors:
 @pytest.mark.parametrize("system", CONFIGS)
 def test_each_step_equals_pytorch(system):
     config = CONFIGS[system]
-    torch_trainer, ours = TorchTrainer(config), OurTrainer(config)
+    torch_trainer, ours = RecordingTrainer(config), OurTrainer(config)
     losses = []
     for step in range(NUM_STATES):
         batch, before = make_batch(config, step), torch_trainer.state()
