@@ -112,11 +112,16 @@ def time_resample(num_frames: int) -> np.ndarray:
 
 
 def _resample(image: Array, rows: np.ndarray) -> Array:
-    """rows @ image @ time_resample.T on the last two axes, with constant matrices in full precision."""
-    columns = time_resample(image.shape[-1])
-    highest = jax.lax.Precision.HIGHEST
-    image = jnp.einsum("kf,...ft->...kt", rows, image, precision=highest)
-    return jnp.einsum("...kt,ut->...ku", image, columns, precision=highest)
+    """rows @ image @ time_resample.T on the last two axes, in full precision."""
+    image = jnp.einsum("kf,...ft->...kt", rows, image, precision=jax.lax.Precision.HIGHEST)
+    return _times_tridiagonal(image, time_resample(image.shape[-1]))
+
+
+def _times_tridiagonal(image: Array, matrix: np.ndarray) -> Array:
+    """image @ matrix.T on the last axis: each frame with a little of its neighbours'."""
+    before, after = (np.diag(np.diag(matrix, offset), offset).sum(axis=1) for offset in (-1, 1))
+    padded = jnp.pad(image, [(0, 0)] * (image.ndim - 1) + [(1, 1)])
+    return before * padded[..., :-2] + np.diag(matrix) * image + after * padded[..., 2:]
 
 
 def warp(magnitude: Float[Array, "*b F T"], config: SpectrogramConfig) -> Float[Array, "*b K T"]:

@@ -51,6 +51,13 @@ def build_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), optax.adam(learning_rate_schedule(config)))
 
 
+def _compiler_options(config: Config) -> dict[str, str] | None:
+    """XLA on CPU takes rematerialised values for common subexpressions, and stores them after all, if it may."""
+    if config.train.remat and jax.default_backend() == "cpu":
+        return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    return None
+
+
 class Trainer:
     """The pure functions of a run, built once from its config: initial state, train step, validation step."""
 
@@ -62,7 +69,7 @@ class Trainer:
         self.objective = build_objective(config.objective)
         self.encode = encode
         self.graphdef = nnx.graphdef(nnx.eval_shape(lambda: self._build_model(0)))
-        self.train_step = jax.jit(self._train_step, donate_argnums=0)
+        self.train_step = jax.jit(self._train_step, donate_argnums=0, compiler_options=_compiler_options(config))
         self.validation_step = jax.jit(self._validation_step)
 
     def _build_model(self, seed: int) -> CLIPSep:

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from clipsep_jax.config import SpectrogramConfig
-from clipsep_jax.spectrogram import frequency_unwarp, frequency_warp, istft, log_warped_magnitude, stft, unwarp, warp
+from clipsep_jax.spectrogram import (
+    frequency_unwarp,
+    frequency_warp,
+    istft,
+    log_warped_magnitude,
+    stft,
+    time_resample,
+    unwarp,
+    warp,
+)
 
 CONFIG = SpectrogramConfig()
 
@@ -67,6 +76,12 @@ def test_digital_silence_has_the_official_level():
     expected = np.log(grid_sample(magnitude + np.float32(1e-10), 256, to_log=True))
     ours = np.asarray(log_warped_magnitude(jnp.asarray(magnitude), CONFIG))
     np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 31, 256, 1000, 4096])
+def test_the_time_axis_is_sampled_at_frames_and_their_neighbours(num_frames):
+    rows, columns = np.nonzero(time_resample(num_frames))
+    assert np.abs(rows - columns).max() <= 1
 
 
 def test_warp_matrices_have_two_taps_that_sum_to_one():

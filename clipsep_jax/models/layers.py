@@ -70,9 +70,11 @@ def strided_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "4 4 C c"]) ->
 
 def strided_form(shape: tuple[int, ...], dtype: Any) -> Callable[[Array, Array], Array]:
     """The one place where a form is chosen; docs/performance.md has the measurements."""
-    _, height, width, channels = shape
-    if jax.default_backend() != "cpu" or channels < 8:
+    if jax.default_backend() != "cpu":
         return native_strided_conv
+    _, height, width, channels = shape
+    if channels < 8:
+        return matmul_strided_conv
     wide, whole_tiles = min(height, width) >= 32, height % 4 == width % 4 == 0
     exact = jnp.finfo(dtype).bits >= 32  # Winograd's differences would lose digits that bfloat16 has not got
     return winograd_strided_conv if wide and whole_tiles and exact else matmul_strided_conv
@@ -89,7 +91,26 @@ def matmul_strided_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "4 4 C 
     h, w = height // 2, width // 2
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     patches = [x[:, i : i + 2 * h : 2, j : j + 2 * w : 2] for i in range(4) for j in range(4)]
-    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(16 * channels, -1)
+    return product(jnp.concatenate(patches, axis=-1), kernel.reshape(16 * channels, -1))
+
+
+@jax.custom_vjp
+def product(x: Float[Array, "*n C"], matrix: Float[Array, "C c"]) -> Float[Array, "*n c"]:
+    """x @ matrix; its gradients are written as the products that need no copy of the larger operand."""
+    return x @ matrix
+
+
+def _product_forward(x: Array, matrix: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ matrix, (x, matrix)
+
+
+def _product_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    x, matrix = saved
+    rows, d_rows = (array.reshape(-1, array.shape[-1]) for array in (x, cotangent))
+    return cotangent @ matrix.T, jax.lax.dot_general(rows, d_rows, (((0,), (0,)), ((), ())))
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 @jax.custom_vjp
@@ -190,7 +211,7 @@ def upsample_conv(x: Float[Array, "B h w C"], kernel: Float[Array, "C 3 3 c"]) -
     first, in one matrix product on a quarter of the pixels; what follows are two-tap blends, width first.
     """
     num_in, *taps = kernel.shape
-    return blend_taps((x @ kernel.reshape(num_in, -1)).reshape(*x.shape[:-1], *taps))
+    return blend_taps(product(x, kernel.reshape(num_in, -1)).reshape(*x.shape[:-1], *taps))
 
 
 def blend_taps(taps: Float[Array, "B h w 3 3 c"]) -> Float[Array, "B H W c"]:
