@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clipsep_jax.compile_cache import keep_compiled_programs
 from clipsep_jax.structures import InputError, InputWarning
 
 EXIT_INPUT = 2
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every save
         with _plain_warnings():
+            keep_compiled_programs()
             return options.command(options, rest) or 0
     except InputError as error:
         print(f"clipsep: {error}", file=sys.stderr)

@@ -1,5 +1,7 @@
 """Devices, mesh and shardings. One code path from one device to many."""
 
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import jax
@@ -45,3 +47,13 @@ def put_batch(batch: T, mesh: Mesh) -> T:
     """Host arrays of this process's share -> device arrays of the global batch."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def put_ahead(batches: Iterable[T], mesh: Mesh, num_ahead: int = 2) -> Iterator[T]:
+    """Batches of device arrays, `num_ahead` of them on their way to the devices while one is in use."""
+    waiting: deque[T] = deque()
+    for batch in batches:
+        waiting.append(put_batch(batch, mesh))
+        if len(waiting) > num_ahead:
+            yield waiting.popleft()
+    yield from waiting

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from clipsep_jax.checkpoint import Checkpoints
 from clipsep_jax.config import Config
-from clipsep_jax.distributed import local_batch_size, make_mesh, put_batch, replicated
+from clipsep_jax.distributed import local_batch_size, make_mesh, put_ahead, put_batch, replicated
 from clipsep_jax.encoders.clip import ClipEncoder
 from clipsep_jax.encoders.loading import load_encoder, split_name
 from clipsep_jax.encoders.resnet import ResnetEncoder
@@ -219,11 +219,10 @@ def _loop(
     config, steps = run.config, run.config.train.steps
     best_loss = checkpoints.best_loss
     progress = tqdm(total=steps, initial=start, unit="step", desc="train", disable=jax.process_index() != 0)
-    batches = run.train_batches.iterate(start)
+    batches = put_ahead(run.train_batches.iterate(start), run.mesh)
     with progress:
         for step in range(start + 1, steps + 1):
-            batch = put_batch(next(batches), run.mesh)
-            state, metrics = run.trainer.train_step(state, batch, run.encoder_state)
+            state, metrics = run.trainer.train_step(state, next(batches), run.encoder_state)
             progress.update()
             last = step == steps or stop.requested
             validation = run.validate(state) if step % config.train.validate_every == 0 or step == steps else {}

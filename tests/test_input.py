@@ -184,3 +184,14 @@ def test_clips_without_labels_are_refused_where_labels_are_needed(tmp_path):
     index.write_text(index.read_text().replace('"hiss"', '""'))
     with pytest.raises(InputError, match=r"1 clips of the split 'train' have no label \(clip1.mp4 is one\)"):
         batches_of(RecordSet(folder), kind="label")
+
+
+def test_embeddings_mode_decodes_no_picture(records, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a picture was decoded")
+
+    monkeypatch.setattr("clipsep_jax.input.decode_frame", refuse)
+    monkeypatch.setattr("clipsep_jax.records.Image.open", refuse)
+    batch = batches_of(records)[0]
+    assert batch.frames is None
+    assert batch.query.shape == (2, 2, QUERY_SIZE)

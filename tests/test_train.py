@@ -1,5 +1,6 @@
 """The loop: a falling loss, curves, checkpoints, resuming, stopping."""
 
+import itertools
 import json
 import os
 import signal
@@ -131,6 +132,54 @@ def test_curves_after_the_restored_step_and_a_torn_line_are_removed(tmp_path):
         {"step": 2, "loss": 0.5},
         {"step": 3, "loss": 0.25},
     ]
+
+
+def test_nothing_is_compiled_again_during_a_run(records, tmp_path, monkeypatch, caplog):
+    """After the first validation and save every program is there."""
+    write, compiled = MetricsLog.write, {}
+
+    def write_and_count(log, step, metrics):
+        compiled[step] = [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
+        write(log, step, metrics)
+
+    monkeypatch.setattr(MetricsLog, "write", write_and_count)
+    with jax.log_compiles():
+        train(small_config(records, steps=10), tmp_path)
+    assert any("train_step" in message for message in compiled[1])
+    assert compiled[10][len(compiled[4]) :] == []
+
+
+class WatchedMetric:
+    """A metric that notes when it is read."""
+
+    def __init__(self, value: jax.Array, step: int, read: set[int]):
+        self.value, self.step, self.read = value, step, read
+
+    def __float__(self) -> float:
+        self.read.add(self.step)
+        return float(self.value)
+
+
+def test_the_loop_reads_nothing_from_the_device_between_logging(records, tmp_path, monkeypatch):
+    read: set[int] = set()
+    build = Trainer.__init__
+
+    def build_watched(trainer, *arguments):
+        build(trainer, *arguments)
+        step_function, steps = trainer.train_step, itertools.count(1)
+
+        def watched_step(*inputs):
+            assert not any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(inputs))  # all is there already
+            state, metrics = step_function(*inputs)
+            step = next(steps)
+            return state, {name: WatchedMetric(value, step, read) for name, value in metrics.items()}
+
+        trainer.train_step = watched_step
+
+    monkeypatch.setattr(Trainer, "__init__", build_watched)
+    config = small_config(records, steps=12, log_every=3, validate_every=12)
+    train(replace(config, checkpoint=replace(config.checkpoint, save_every=12)), tmp_path)
+    assert read == {3, 6, 9, 12}
 
 
 def test_a_signal_saves_and_the_run_goes_on(records, tmp_path, monkeypatch):
