@@ -22,8 +22,8 @@ check: .venv/.test
 soak: .venv/.test
 	$(BIN)/pytest -m soak
 
-bench: .venv/.test
-	$(BIN)/python -m benchmarks.train_step
+bench: .venv/.bench
+	$(BIN)/python -m benchmarks
 
 .venv/.runtime: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -33,6 +33,10 @@ bench: .venv/.test
 
 .venv/.test: .venv/.runtime
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+.venv/.bench: .venv/.test
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	touch $@
 
 clean:

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import benchmarks.bare  # noqa: F401  (before the package)
+from benchmarks.machine import machine
 from clipsep_jax.config import Config
 from clipsep_jax.mixing import apply_gain, mix
 from clipsep_jax.structures import Batch
@@ -77,6 +79,7 @@ class OurStep:
             "compile_seconds": round(self.compile_seconds, 1),
             "peak_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
             "device": jax.devices()[0].device_kind,
+            **machine(),
         }
 
 

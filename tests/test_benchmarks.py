@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.__main__ import BEGIN, END, RUNS, replaced, table
+
 
 def run(name: str, *options: str) -> dict[str, Any]:
     command = [sys.executable, "-m", f"benchmarks.{name}", *options]
@@ -29,3 +31,35 @@ def test_rematerialisation_trades_work_for_memory():
 @pytest.mark.slow
 def test_a_full_size_step_costs_at_most_27_gflop_an_example():
     assert run("train_step", "--batch", "2", "--steps", "1")["gflop_per_example"] <= 27
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "figure"),
+    [
+        ("train_step", ("--width", "8", "--batch", "2", "--steps", "1", "--reference"), "ratio_with_clip_median"),
+        ("input_pipeline", ("--clips", "16", "--batch", "2"), "clips_per_second_per_core"),
+        ("separate", ("--width", "8", "--seconds", "1", "5", "--turns", "2"), "extra_query_percent"),
+        ("prepare", ("--clips", "2", "--seconds", "2"), "video_seconds_per_second_per_core"),
+        ("evaluate", ("--width", "8", "--mixtures", "2", "--no-museval"), "mixtures_per_second"),
+        ("profile_step", ("--width", "8", "--batch", "2"), "products_gflop_per_second"),
+    ],
+)
+def test_each_benchmark_prints_its_figure(name, options, figure):
+    value = run(name, *options)[figure]
+    assert value == value
+    assert value if figure == "extra_query_percent" else value > 0
+
+
+def test_the_table_is_written_between_its_marks():
+    document = f"before\n{BEGIN}old\n{END}after\n"
+    assert replaced(document, "new\n") == f"before\n{BEGIN}new\n{END}after\n"
+    with pytest.raises(ValueError, match="marks"):
+        replaced("before\n", "new\n")
+
+
+def test_the_table_has_a_row_for_every_figure():
+    results = [dict.fromkeys(run.figures, 1234) | {"device": "some device"} for run in RUNS]
+    lines = table(results).splitlines()
+    assert "some device" in lines[0]
+    assert sum(line.endswith("| 1,234 |") for line in lines) == sum(len(run.figures) for run in RUNS)

@@ -1,0 +1,133 @@
+"""Runs every benchmark and writes the table of docs/performance.md.
+
+Each runs in a process of its own, one after the other; leave the machine alone meanwhile.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.machine import machine
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+BEGIN, END = "<!-- begin: written by `make bench` -->\n", "<!-- end -->\n"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A benchmark's command line, and which of its figures the table shows, under which words."""
+
+    command: str
+    figures: dict[str, str]
+
+    def execute(self) -> dict[str, Any]:
+        finished = subprocess.run(
+            [sys.executable, "-m", *self.command.split()], stdout=subprocess.PIPE, text=True, check=True
+        )
+        return json.loads(finished.stdout.splitlines()[-1])
+
+    def rows(self, facts: dict[str, Any]) -> list[str]:
+        return [f"| `{self.command}` | {words} | {_text(facts[name])} |" for name, words in self.figures.items()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_text(part)}" for name, part in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+STEP = {
+    "seconds_per_step": "seconds a step",
+    "gflop_per_example": "GFLOP an example, by XLA's count",
+    "compile_seconds": "seconds to compile",
+    "peak_bytes": "peak bytes, by XLA's analysis",
+}
+RATIOS = {
+    f"{name}_{how}": f"times as fast as PyTorch{what}, {words}"
+    for name, what in (("ratio", ""), ("ratio_with_clip", " with its CLIP"))
+    for how, words in (("median", "median"), ("min", "least"), ("max", "most"))
+}
+RUNS = (
+    Run("benchmarks.train_step --reference", STEP | RATIOS),
+    Run("benchmarks.train_step --batch 32 --steps 3", STEP),
+    Run("benchmarks.train_step --batch 32 --steps 3 --remat", STEP),
+    Run("benchmarks.train_step --batch 32 --steps 3 --precision bfloat16", STEP),
+    Run(
+        "benchmarks.profile_step",
+        {
+            "products_share": "share of a step in matrix products",
+            "products_gflop_per_second": "their GFLOP a second",
+            "gemm_gflop_per_second": "GFLOP a second of a large square product",
+            "kernel_share": "share of CPU time in the operating system",
+            "share_of_the_rest": "shares of all else",
+        },
+    ),
+    Run(
+        "benchmarks.input_pipeline",
+        {
+            "clips_per_second_per_core": "10 s clips a second on one core",
+            "ratio_to_plain_read": "times the time of a plain read of the same bytes",
+        },
+    ),
+    Run(
+        "benchmarks.separate",
+        {
+            "real_time_factor": "seconds of audio a second",
+            "peak_bytes": "peak bytes of the process",
+            "percent_per_extra_query": "percent more for an extra query's mask logits",
+        },
+    ),
+    Run(
+        "benchmarks.prepare",
+        {"video_seconds_per_second_per_core": "video seconds a second on one core", "share_of_time": "shares of time"},
+    ),
+    Run(
+        "benchmarks.evaluate",
+        {
+            "mixtures_per_second": "mixtures a second",
+            "ratio_to_museval": "times as fast as museval in scoring alone (which cannot be asked for SDR alone)",
+            "max_sdr_difference_db": "largest difference of SDR from museval's, dB",
+        },
+    ),
+    Run(
+        f"benchmarks.growth --plot {DOCS.name}/growth.png",
+        {"exponent": "exponent of growth (1: linear) between the two largest sizes"},
+    ),
+)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results as Markdown, in the order of RUNS."""
+    place = machine()
+    head = f"{place['cpu']}, {place['cores']} cores, {results[0]['device']}, {date.today().isoformat()}.\n"
+    rows = [row for run, facts in zip(RUNS, results, strict=True) for row in run.rows(facts)]
+    return "\n".join([head, "| `python -m ...` | figure | value |", "|---|---|---|", *rows, ""])
+
+
+def replaced(document: str, part: str) -> str:
+    """The document with what is between the two marks replaced."""
+    before, _, rest = document.partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise ValueError(f"the marks {BEGIN.strip()} and {END.strip()} are missing")
+    return f"{before}{BEGIN}{part}{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.parse_args()
+    path = DOCS / "performance.md"
+    results = [run.execute() for run in tqdm(RUNS, unit="benchmark")]
+    path.write_text(replaced(path.read_text("utf-8"), table(results)), "utf-8")
+    print(f"The table is in {path}.")
+
+
+if __name__ == "__main__":
+    main()
