@@ -69,6 +69,7 @@ RUNS = (
             "share_of_the_rest": "shares of all else",
         },
     ),
+    Run("benchmarks.strided_forms", {"milliseconds": "milliseconds of each form of a strided convolution, by size"}),
     Run(
         "benchmarks.input_pipeline",
         {
@@ -86,13 +87,16 @@ RUNS = (
     ),
     Run(
         "benchmarks.prepare",
-        {"video_seconds_per_second_per_core": "video seconds a second on one core", "share_of_time": "shares of time"},
+        {
+            "video_seconds_per_second_per_core": "video seconds a second on one core, without CLIP",
+            "share_of_time": "shares of time",
+        },
     ),
     Run(
         "benchmarks.evaluate",
         {
-            "mixtures_per_second": "mixtures a second",
-            "ratio_to_museval": "times as fast as museval in scoring alone (which cannot be asked for SDR alone)",
+            "mixtures_per_second": "mixtures a second, separation included",
+            "museval_mixtures_per_second": "mixtures a second that museval scores, with SIR, SAR and ISR",
             "max_sdr_difference_db": "largest difference of SDR from museval's, dB",
         },
     ),

@@ -1,6 +1,6 @@
 """Speed of `clipsep prepare` without CLIP: videos to records, in one process on one core.
 
-The clips are made as those of VGGSound are stored: 256 x 256, H.264, AAC, 10 s. Shares are of a second run, under the
+The clips are made: 256 x 256, H.264 at 10 pictures a second, AAC, 10 s. Shares are of a second run, under the
 profiler: `decoding` is the work of FFmpeg's decoders and demuxer, `resampling` brings the sound to 16 kHz, `pictures`
 resizes and compresses one picture a second; the rest reads files, checks, hashes and writes.
 """

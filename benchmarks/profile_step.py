@@ -43,9 +43,7 @@ class Product:
 
     @property
     def gflop(self) -> float:
-        summed, _, shared, _ = self.axes
         kept = [n for i, n in enumerate(self.right) if i not in self.axes[1] and i not in self.axes[3]]
-        assert not set(summed) & set(shared)
         return 2 * float(np.prod(self.left)) * float(np.prod(kept)) / 1e9
 
     def seconds(self) -> float:
@@ -81,9 +79,11 @@ def products_of(instructions: dict[str, Instruction]) -> Counter[Product]:
     """The matrix products of a program, and how often each is in it."""
     products: Counter[Product] = Counter()
     for instruction in instructions.values():
-        sides = _PRODUCT.match(instruction.arguments) if instruction.kind == "dot" else None
-        if sides is None:
+        if instruction.kind != "dot":
             continue
+        sides = _PRODUCT.match(instruction.arguments)
+        if sides is None:
+            raise ValueError(f"a product that this version of XLA writes otherwise: {instruction.arguments}")
         shapes = [_numbers(instructions[side].shape.partition("[")[2]) for side in sides.groups()]
         axes = [re.search(rf"{name}=\{{([\d,]*)\}}", instruction.arguments) for name in _DIMENSIONS]
         products[Product(*shapes, tuple(_numbers(found[1]) if found else () for found in axes))] += 1
@@ -123,6 +123,8 @@ def trace_kinds(step: OurStep, instructions: dict[str, Instruction]) -> dict[str
     for event in events:
         if event.get("ph") == "X" and event["name"] in instructions:
             spent[kind_of(event["name"], instructions)] += event["dur"]
+    if not spent["products"]:
+        raise ValueError("the trace does not name the operations that ran")
     del spent["products"]
     return {kind: round(time / spent.total(), 2) for kind, time in spent.most_common()}
 

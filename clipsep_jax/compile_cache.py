@@ -41,5 +41,4 @@ def keep_compiled_programs() -> None:
 
 def _is_private(folder: Path) -> bool:
     status = folder.stat()
-    mine = not hasattr(os, "getuid") or status.st_uid == os.getuid()
-    return mine and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

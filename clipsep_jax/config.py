@@ -129,7 +129,7 @@ class TrainConfig:
     validate_every: int = 10_000
     validation_batches: int = 16
     precision: str = "float32"  # of the U-Net's arithmetic; with "bfloat16" all else stays float32
-    remat: bool = False  # compute the inside of every level again in the backward pass: less memory, more time
+    remat: bool = False  # compute the inside of inner levels again in the backward pass: less memory, more time
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from clipsep_jax.structures import InputError
 
 T = TypeVar("T")
 
+NUM_AHEAD = 2
+
 
 def make_mesh() -> Mesh:
     """All devices along one axis, `data`, over which batches are split."""
@@ -49,11 +51,11 @@ def put_batch(batch: T, mesh: Mesh) -> T:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
-def put_ahead(batches: Iterable[T], mesh: Mesh, num_ahead: int = 2) -> Iterator[T]:
-    """Batches of device arrays, `num_ahead` of them on their way to the devices while one is in use."""
+def put_ahead(batches: Iterable[T], mesh: Mesh) -> Iterator[T]:
+    """Batches of device arrays, NUM_AHEAD of them on their way to the devices while one is in use."""
     waiting: deque[T] = deque()
     for batch in batches:
         waiting.append(put_batch(batch, mesh))
-        if len(waiting) > num_ahead:
+        if len(waiting) > NUM_AHEAD:
             yield waiting.popleft()
     yield from waiting

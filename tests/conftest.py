@@ -4,17 +4,15 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The same small networks are compiled in many tests, some of them in processes of their own.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 from jaxtyping import install_import_hook
 
 install_import_hook(["clipsep_jax", "data_prep"], "beartype.beartype")
 
-import jax  # noqa: E402
 import pytest  # noqa: E402
-
-# The same small networks are compiled in many tests.
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.fixture(scope="session")

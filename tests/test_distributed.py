@@ -14,7 +14,7 @@ def test_batches_are_put_ahead_and_keep_their_order():
             taken.append(number)
             yield {"sources": np.full((jax.device_count(), 2), number)}
 
-    ahead = put_ahead(batches(), make_mesh(), num_ahead=2)
+    ahead = put_ahead(batches(), make_mesh())
     first = next(ahead)
     assert taken == [0, 1, 2]
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(first))

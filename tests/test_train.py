@@ -147,6 +147,8 @@ def test_nothing_is_compiled_again_during_a_run(records, tmp_path, monkeypatch, 
         train(small_config(records, steps=10), tmp_path)
     assert any("train_step" in message for message in compiled[1])
     assert compiled[10][len(compiled[4]) :] == []
+    for name in ("_train_step", "_validation_step"):  # not a second time for the first result, either
+        assert sum(name in message for message in compiled[10]) == 1
 
 
 class WatchedMetric:
@@ -176,7 +178,11 @@ def test_the_loop_reads_nothing_from_the_device_between_logging(records, tmp_pat
 
         trainer.train_step = watched_step
 
+    def refuse(*_):
+        raise AssertionError("the loop waits for the device")
+
     monkeypatch.setattr(Trainer, "__init__", build_watched)
+    monkeypatch.setattr(jax, "block_until_ready", refuse)
     config = small_config(records, steps=12, log_every=3, validate_every=12)
     train(replace(config, checkpoint=replace(config.checkpoint, save_every=12)), tmp_path)
     assert read == {3, 6, 9, 12}

@@ -57,15 +57,26 @@ def test_bfloat16_learns_as_float32_does():
     assert rounded[-10:].mean() == pytest.approx(exact[-10:].mean(), rel=0.05)
 
 
-def test_with_bfloat16_the_state_and_the_metrics_stay_float32():
+@pytest.mark.parametrize(
+    ("objective", "parts"),
+    [
+        ("noise_invariant", {}),
+        ("weighted", {"num_noise_heads": 0, "fusion": "early"}),
+        ("weighted", {"num_noise_heads": 0, "fusion": "middle"}),
+        ("permutation_invariant", {"num_noise_heads": 0, "num_learned_queries": 2}),
+    ],
+    ids=["late", "early", "middle", "learned"],
+)
+def test_with_bfloat16_the_state_and_the_metrics_stay_float32(objective, parts):
     config = config_of(precision="bfloat16")
-    trainer = Trainer(config)
+    config = replace(config, objective=replace(config.objective, name=objective), model=replace(config.model, **parts))
+    trainer, batch = Trainer(config), tones(config, 0)
     before = trainer.init()
     dtypes = jax.tree.map(lambda x: x.dtype, before)
-    state, metrics = trainer.train_step(before, tones(config, 0))
+    state, metrics = trainer.train_step(before, batch)
     assert jax.tree.map(lambda x: x.dtype, state) == dtypes
     assert {x.dtype for x in jax.tree.leaves((state.params, state.batch_stats, metrics))} == {jnp.dtype("float32")}
-    jaxpr = str(jax.make_jaxpr(trainer.train_step)(state, tones(config, 0)))
+    jaxpr = str(jax.make_jaxpr(trainer.train_step)(state, batch))
     assert any("bf16" in line and "dot_general" in line for line in jaxpr.splitlines())
 
 
@@ -73,7 +84,9 @@ def test_rematerialisation_gives_the_same_step():
     trainers = [Trainer(config_of(remat=remat)) for remat in (False, True)]
     state, batch = trainers[0].init(), tones(trainers[0].config, 0)
     (one, _), (other, _) = (t.train_step(jax.tree.map(jnp.copy, state), batch) for t in trainers)
-    for got, want in zip(jax.tree.leaves(other.optimizer), jax.tree.leaves(one.optimizer), strict=True):
+    for got, want in zip(
+        *map(jax.tree.leaves, ((other.optimizer, other.batch_stats), (one.optimizer, one.batch_stats))), strict=True
+    ):
         assert jnp.linalg.norm(got - want) <= 1e-5 * jnp.linalg.norm(want)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from itertools import permutations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -68,6 +67,7 @@ class TorchTrainer:
             self.module.to(memory_format=torch.channels_last)
             self.forward = torch.compile(self.module)
             self.autocast = config.train.precision == "bfloat16"
+            torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as JAX has it by default
 
     def learning_rate_factor(self, step: int) -> float:
         options = self.config.optimizer
@@ -76,9 +76,9 @@ class TorchTrainer:
         done = (step - options.warmup_steps) / (options.decay_end_step - options.warmup_steps)
         return 1 - (1 - options.final_factor) * min(1, done)
 
-    def step(self, magnitude: np.ndarray, targets: np.ndarray, weight: np.ndarray, query: np.ndarray | None) -> float:
-        magnitude, targets, weight = (torch.tensor(x, device=self.device) for x in (magnitude, targets, weight))
-        query = None if query is None else torch.tensor(query, device=self.device)
+    def step(
+        self, magnitude: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, query: torch.Tensor | None
+    ) -> float:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
             masks = self.forward(torch.log(magnitude), query)
         noise = masks[1] if masks[1] is not None else torch.zeros_like(masks[0])
@@ -96,14 +96,18 @@ class TorchTrainer:
 class TorchFrameEncoder:
     """What the official loop does to frames in every step: CLIP ViT-B/32, here with random weights."""
 
-    def __init__(self, device: str = "cpu"):
+    def __init__(self, device: str = "cpu", *, autocast: bool = False):
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
         torch.manual_seed(0)
-        self.device = device
+        self.device, self.autocast = device, autocast
         self.model = CLIPVisionModelWithProjection(CLIPVisionConfig()).to(device).eval()
 
     @torch.no_grad()
-    def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """[B 3 224 224] -> [B 512]."""
-        return self.model(torch.tensor(pixels, device=self.device)).image_embeds.cpu().numpy()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[B 3 224 224] -> [B 512], waiting for the result."""
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
+            embeddings = self.model(pixels).image_embeds
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return embeddings

@@ -28,8 +28,8 @@ class CLIPSep(nnx.Module):
 
         Args:
             dtype: of the U-Net's arithmetic; None takes the input's. Parameters, statistics and logits stay float32.
-            remat: compute every level of the U-Net a second time in the backward pass instead of storing what is
-                inside it.
+            remat: compute every level of the U-Net but the outermost a second time in the backward pass instead of
+                storing what is inside it.
         """
         self.fusion = config.fusion
         late, size = config.fusion == "late", config.num_channels

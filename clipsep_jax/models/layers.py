@@ -19,19 +19,23 @@ class BatchNorm(nnx.BatchNorm):
     """PyTorch's BatchNorm in training: statistics over batch and pixels, momentum 0.1 there is 0.9 here.
 
     The running variance is the biased one; PyTorch keeps the unbiased one (a stated departure of n / (n - 1)).
-    The result has `dtype`; statistics are taken and kept in float32.
+    Only the result is rounded to `dtype` (None: the input's); statistics are taken, kept and applied in float32, which
+    they would not be if Flax were given the dtype.
     """
 
     def __init__(self, num_features: int, *, dtype: Any = None, rngs: nnx.Rngs):
+        self.result_dtype = dtype
         super().__init__(
             num_features,
-            dtype=dtype,
             momentum=0.9,
             epsilon=1e-5,
             use_fast_variance=False,
             scale_init=_around_one,
             rngs=rngs,
         )
+
+    def __call__(self, x: Float[Array, "*n C"], **options: Any) -> Float[Array, "*n C"]:
+        return super().__call__(x, **options).astype(self.result_dtype or x.dtype)
 
 
 def _around_one(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -69,7 +73,7 @@ def strided_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "4 4 C c"]) ->
 
 
 def strided_form(shape: tuple[int, ...], dtype: Any) -> Callable[[Array, Array], Array]:
-    """The one place where a form is chosen; docs/performance.md has the measurements."""
+    """The one place where a form is chosen; `python -m benchmarks.strided_forms` measures them."""
     if jax.default_backend() != "cpu":
         return native_strided_conv
     _, height, width, channels = shape
@@ -120,7 +124,7 @@ def winograd_strided_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "4 4 
     One axis: from blocks d0, d1, d2 and taps g0, g1 come y0 = (d0 - d1) g0 + d1 (g0 + g1) and
     y1 = d1 (g0 + g1) + (d2 - d1) g1 (Lavin and Gray, 2016). The sides are multiples of 4.
     """
-    products = [tile @ taps for tile, taps in zip(_tiles(x), _tile_taps(kernel), strict=True)]
+    products = [tile @ tap for tile, tap in zip(_tiles(x), _tile_taps(kernel), strict=True)]
     return _outputs(products, (x.shape[0], x.shape[1] // 2, x.shape[2] // 2, kernel.shape[-1]))
 
 
@@ -131,8 +135,8 @@ def _winograd_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Arra
 def _winograd_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     x, kernel = saved
     products = _outputs_transposed(cotangent)
-    tiles = [product @ taps.T for product, taps in zip(products, _tile_taps(kernel), strict=True)]
-    taps = [tile.T @ product for tile, product in zip(_tiles(x), products, strict=True)]
+    tiles = [d_tile @ tap.T for d_tile, tap in zip(products, _tile_taps(kernel), strict=True)]
+    taps = [tile.T @ d_tile for tile, d_tile in zip(_tiles(x), products, strict=True)]
     return _tiles_transposed(tiles, x.shape), _tile_taps_transposed(taps, kernel.shape)
 
 
@@ -191,7 +195,7 @@ def _tile_taps_transposed(taps: list[Array], shape: tuple[int, ...]) -> Float[Ar
 
 def _outputs(products: list[Array], shape: tuple[int, ...]) -> Float[Array, "B h w c"]:
     b, h, w, channels = shape
-    parts = [product.reshape(b, h // 2, 1, w // 2, 1, channels) for product in products]
+    parts = [part.reshape(b, h // 2, 1, w // 2, 1, channels) for part in products]
     rows = [jnp.concatenate([a + b, b + c], axis=4) for a, b, c in (parts[0:3], parts[3:6], parts[6:9])]
     return jnp.concatenate([rows[0] + rows[1], rows[1] + rows[2]], axis=2).reshape(shape)
 

@@ -54,7 +54,7 @@ def test_upsample_conv_equals_upsampling_then_convolving(height, width):
     assert_same_function(upsample_conv, plain, random(2, height, width, 5), kernel, (3, 0, 1, 2))
 
 
-ANY_SIZE = [(2, 2), (6, 10), (8, 8), (64, 32)]
+ANY_SIZE = [(2, 2), (6, 10), (7, 5), (8, 8), (64, 32)]
 WHOLE_TILES = [(4, 4), (4, 12), (8, 8), (64, 32)]
 
 
@@ -71,22 +71,24 @@ def test_strided_conv_equals_convolving(form, height, width):
 
 
 @pytest.mark.parametrize(
-    ("backend", "shape", "form"),
+    ("backend", "shape", "dtype", "form"),
     [
-        ("cpu", (4, 256, 256, 1), matmul_strided_conv),
-        ("cpu", (4, 128, 128, 64), winograd_strided_conv),
-        ("cpu", (4, 34, 128, 64), matmul_strided_conv),
-        ("cpu", (4, 16, 16, 512), matmul_strided_conv),
-        ("gpu", (4, 128, 128, 64), native_strided_conv),
-        ("tpu", (4, 16, 16, 512), native_strided_conv),
+        ("cpu", (4, 256, 256, 1), jnp.float32, matmul_strided_conv),
+        ("cpu", (4, 128, 128, 64), jnp.float32, winograd_strided_conv),
+        ("cpu", (4, 128, 128, 64), jnp.bfloat16, matmul_strided_conv),
+        ("cpu", (4, 34, 128, 64), jnp.float32, matmul_strided_conv),
+        ("cpu", (4, 16, 16, 512), jnp.float32, matmul_strided_conv),
+        ("gpu", (4, 128, 128, 64), jnp.float32, native_strided_conv),
+        ("tpu", (4, 16, 16, 512), jnp.float32, native_strided_conv),
     ],
 )
-def test_the_form_is_chosen_by_backend_and_size(monkeypatch, backend, shape, form):
+def test_the_form_is_chosen_by_backend_size_and_precision(monkeypatch, backend, shape, dtype, form):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert strided_form(shape, jnp.float32) is form
+    assert strided_form(shape, dtype) is form
 
 
-def test_every_size_that_the_choice_gives_to_winograd_has_whole_tiles():
+def test_every_size_that_the_choice_gives_to_winograd_has_whole_tiles(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     chosen = [(h, w) for h in range(2, 80, 2) for w in range(2, 80, 2)]
     chosen = [side for side in chosen if strided_form((1, *side, 64), jnp.float32) is winograd_strided_conv]
     assert chosen
@@ -105,3 +107,17 @@ def test_batch_norm_equals_pytorch_but_for_the_unbiased_variance():
     n = 4 * 6 * 5
     biased = 0.9 + (theirs.running_var.numpy() - 0.9) * (n - 1) / n
     np.testing.assert_allclose(ours.var[...], biased, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_batch_norm_in_bfloat16_rounds_only_its_result(training):
+    """A mean far from zero beside a small variance would not survive statistics in bfloat16."""
+    x = jnp.asarray(-20 + 0.3 * random(4, 6, 5, 3))
+    exact, rounded = (BatchNorm(3, dtype=dtype, rngs=nnx.Rngs(0)) for dtype in (None, jnp.bfloat16))
+    for norm in (exact, rounded):
+        norm.mean[...], norm.var[...] = jnp.full(3, -20.1), jnp.full(3, 0.1)
+        norm.train() if training else norm.eval()
+    got = rounded(x)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), exact(x), rtol=2**-8, atol=1e-6)
+    np.testing.assert_array_equal(rounded.var[...], exact.var[...])

@@ -155,9 +155,8 @@ def test_each_step_equals_pytorch(system):
             assert mixture.magnitude.dtype == np.float64
             state = ours.state(step, before, *moments, np.float64)
             loss, metric, gradients, after = jax.device_get(ours.probe(state, double))
-        expected = torch_trainer.step(
-            *(np.asarray(x) for x in (mixture.magnitude, mixture.targets, mixture.weight)), batch.query
-        )
+        arrays = (mixture.magnitude, mixture.targets, mixture.weight, batch.query)
+        expected = torch_trainer.step(*(None if x is None else torch.tensor(np.asarray(x)) for x in arrays))
         losses.append(expected)
         assert loss == metric == pytest.approx(expected, rel=1e-6)
         assert_close(ours.theirs(gradients), torch_trainer.gradients, "gradient")
