@@ -34,8 +34,8 @@ class BatchNorm(nnx.BatchNorm):
             rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array, "*n C"], **options: Any) -> Float[Array, "*n C"]:
-        return super().__call__(x, **options).astype(self.result_dtype or x.dtype)
+    def __call__(self, x: Float[Array, "*n C"]) -> Float[Array, "*n C"]:  # type: ignore[override]
+        return super().__call__(x).astype(self.result_dtype or x.dtype)
 
 
 def _around_one(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
