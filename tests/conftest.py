@@ -1,6 +1,7 @@
 """Fixtures shared by all tests. Shapes in signatures are checked at run time."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -12,7 +13,15 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["clipsep_jax", "data_prep"], "beartype.beartype")
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _release_programs() -> Iterator[None]:
+    """Each loaded program takes some of the memory maps that a process may have, and a worker would run out of them."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

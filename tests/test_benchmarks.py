@@ -35,7 +35,7 @@ def test_a_full_size_step_costs_at_most_27_gflop_an_example():
     assert run("train_step", "--batch", "2", "--steps", "1")["gflop_per_example"] <= 27
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("name", "options", "figure"),
     [
