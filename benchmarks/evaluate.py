@@ -49,8 +49,6 @@ def load_bss_eval() -> Callable[..., Any]:
     if package is None or package.origin is None:
         raise MusevalMissing("museval is missing: run `pip install -e .[bench]`, or leave it out with --no-museval.")
     spec = importlib.util.spec_from_file_location("museval_metrics", Path(package.origin).with_name("metrics.py"))
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.bss_eval

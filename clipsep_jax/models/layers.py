@@ -19,12 +19,11 @@ class BatchNorm(nnx.BatchNorm):
     """PyTorch's BatchNorm in training: statistics over batch and pixels, momentum 0.1 there is 0.9 here.
 
     The running variance is the biased one; PyTorch keeps the unbiased one (a stated departure of n / (n - 1)).
-    Only the result is rounded to `dtype` (None: the input's); statistics are taken, kept and applied in float32, which
-    they would not be if Flax were given the dtype.
+    Statistics are taken, kept and applied in float32, and the result has that precision, whatever the input has; Flax
+    would round the statistics if it were given a dtype.
     """
 
-    def __init__(self, num_features: int, *, dtype: Any = None, rngs: nnx.Rngs):
-        self.result_dtype = dtype
+    def __init__(self, num_features: int, *, rngs: nnx.Rngs):
         super().__init__(
             num_features,
             momentum=0.9,
@@ -33,9 +32,6 @@ class BatchNorm(nnx.BatchNorm):
             scale_init=_around_one,
             rngs=rngs,
         )
-
-    def __call__(self, x: Float[Array, "*n C"]) -> Float[Array, "*n C"]:  # type: ignore[override]
-        return super().__call__(x).astype(self.result_dtype or x.dtype)
 
 
 def _around_one(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:

@@ -42,21 +42,21 @@ class UNet(nnx.Module):
         std = config.init_std
         # Level i of the decoder reads its inner level's output and, but for the innermost, the skip of the same width.
         decoded = [2 * width for width in widths[:last]] + [widths[last] + num_condition]
-        self.remat = remat
-        self.input_norm = BatchNorm(num_in, dtype=dtype, rngs=rngs)
+        self.dtype, self.remat = dtype, remat
+        self.input_norm = BatchNorm(num_in, rngs=rngs)
         self.down = nnx.List(
             [DownConv(a, b, init_std=std, rngs=rngs) for a, b in zip([num_in, *widths], widths, strict=False)]
         )
-        self.down_norm = nnx.List([BatchNorm(widths[i], dtype=dtype, rngs=rngs) for i in range(1, last)])
+        self.down_norm = nnx.List([BatchNorm(widths[i], rngs=rngs) for i in range(1, last)])
         self.up = nnx.List([UpConv(decoded[i], widths[i - 1], init_std=std, rngs=rngs) for i in range(1, last + 1)])
-        self.up_norm = nnx.List([BatchNorm(widths[i - 1], dtype=dtype, rngs=rngs) for i in range(1, last + 1)])
+        self.up_norm = nnx.List([BatchNorm(widths[i - 1], rngs=rngs) for i in range(1, last + 1)])
         self.last = UpConv(decoded[0], num_out, init_std=std, use_bias=True, rngs=rngs)
 
     def __call__(
         self, log_magnitude: Float[Array, "B K T I"], condition: Float[Array, "B c"] | None = None
     ) -> Float[Array, "B k t C"]:
         """Features at half resolution: what `last`, the final convolution, takes."""
-        skips = self._encode(self.input_norm(log_magnitude))
+        skips = self._encode(self.input_norm(log_magnitude).astype(self.dtype or log_magnitude.dtype))
         x = jax.nn.relu(skips.pop())
         if condition is not None:
             x = append_everywhere(x, jax.nn.relu(condition.astype(x.dtype)))
@@ -78,11 +78,11 @@ class UNet(nnx.Module):
 
 def _encode_level(down: DownConv, norm: BatchNorm | None, x: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
     y = down(jax.nn.leaky_relu(x, 0.2))
-    return y if norm is None else norm(y)
+    return y if norm is None else norm(y).astype(y.dtype)
 
 
 def _decode_level(up: UpConv, norm: BatchNorm, x: Float[Array, "B h w C"]) -> Float[Array, "B H W c"]:
-    return jax.nn.relu(norm(up(x)))
+    return jax.nn.relu(norm(up(x)).astype(x.dtype))
 
 
 def append_everywhere(image: Float[Array, "B h w I"], vector: Float[Array, "B c"]) -> Float[Array, "B h w J"]:

@@ -118,3 +118,16 @@ def test_full_size_has_the_official_number_of_parameters():
     model = nnx.eval_shape(lambda: build_model(ModelConfig(num_noise_heads=2), nnx.Rngs(0)))
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert round(count / 1e6, 2) == 30.29
+
+
+def test_in_bfloat16_the_input_is_rounded_after_it_is_centred():
+    """Levels about -20 that differ by tenths are one value in bfloat16."""
+    config = replace(CONFIG, num_levels=1)
+    log_magnitude = jnp.asarray(-20 + 0.02 * inputs(config)[0])
+    seen = []
+    for dtype in (None, jnp.bfloat16):
+        model = build_model(config, nnx.Rngs(0), dtype=dtype)
+        model.unet.input_norm.mean[...], model.unet.input_norm.var[...] = jnp.full(1, -20.0), jnp.full(1, 4e-4)
+        model.eval()
+        seen.append(np.asarray(model.unet(log_magnitude[..., None]).astype(jnp.float32)))
+    np.testing.assert_allclose(seen[1], seen[0], rtol=0, atol=0.03 * np.abs(seen[0]).max())
