@@ -20,12 +20,13 @@ import numpy as np
 
 from benchmarks.machine import machine, one_core
 from benchmarks.train_step import seconds_of
-from data_prep import videos
-from data_prep.videos import prepare_videos
+from data_prep import media
+from data_prep.videos import find_videos, read_video
+from data_prep.writer import PoolRunner, write_records
 
 SIDE = 256
 RATE_HZ = 44_100
-STAGES = {"decoding": "_decoded", "resampling": "_gather", "pictures": "_encode_jpeg"}  # functions of data_prep.videos
+STAGES = {"decoding": "_frames", "resampling": "_gather", "pictures": "_encode_jpeg"}  # functions of data_prep.media
 
 
 def moving_pictures(number: int, count: int) -> Iterator[np.ndarray]:
@@ -69,9 +70,13 @@ def stage_seconds(profile: cProfile.Profile) -> dict[str, float]:
     """Cumulative seconds of each of STAGES."""
     functions = pstats.Stats(profile).get_stats_profile().func_profiles
     for name in STAGES.values():
-        if functions[name].file_name != videos.__file__:
+        if functions[name].file_name != media.__file__:
             raise ValueError(f"{functions[name].file_name} has a function {name} too")
     return {stage: functions[name].cumtime for stage, name in STAGES.items()}
+
+
+def prepare(folder: Path, out: Path) -> None:
+    write_records(find_videos(folder), read_video, out, run=PoolRunner(num_workers=0))
 
 
 def measure(num_clips: int, seconds: int) -> dict[str, Any]:
@@ -83,11 +88,9 @@ def measure(num_clips: int, seconds: int) -> dict[str, Any]:
             make_clip(folder / f"{number:04d}.mp4", number, seconds)
         num_bytes = sum(path.stat().st_size for path in folder.iterdir())
         with one_core():
-            prepare_videos(folder, Path(temporary) / "first", num_workers=0)  # reads the files into memory, imports
-            work = seconds_of(lambda: prepare_videos(folder, Path(temporary) / "timed", num_workers=0))
-            profiled = seconds_of(
-                lambda: profile.runcall(prepare_videos, folder, Path(temporary) / "profiled", num_workers=0)
-            )
+            prepare(folder, Path(temporary) / "first")  # reads the files into memory, imports
+            work = seconds_of(lambda: prepare(folder, Path(temporary) / "timed"))
+            profiled = seconds_of(lambda: profile.runcall(prepare, folder, Path(temporary) / "profiled"))
     return {
         "video_seconds_per_second_per_core": round(num_clips * seconds / work, 1),
         "clips_per_second_per_core": round(num_clips / work, 2),

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -81,79 +80,9 @@ _DESCRIPTION = "Text-queried sound separation, learned from noisy unlabeled vide
 
 
 def _describe_prepare(parser: argparse.ArgumentParser) -> None:
-    sources = parser.add_subparsers(metavar="SOURCE", required=True)
-    videos = sources.add_parser(
-        "videos",
-        help="a folder of videos",
-        description="Reads every video below DIR and writes records, a manifest and ledger.jsonl (a line a file).\n"
-        "Running it again goes on where it stopped.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    videos.add_argument("folder", type=Path, metavar="DIR", help="folder of videos")
-    videos.add_argument("--labels", type=Path, metavar="CSV", help="with the columns video,label and maybe split")
-    videos.add_argument("--out", type=Path, required=True, metavar="RECORDS", help="folder to write")
-    videos.add_argument("--clip", metavar="MODEL", help="Hugging Face CLIP folder or hub id: stores its embeddings")
-    videos.add_argument("--workers", type=_positive, default=None, metavar="N", help="processes (default: one a core)")
-    videos.set_defaults(command=_prepare_videos)
-    embed = sources.add_parser(
-        "embed",
-        help="embeddings of the pictures in finished records",
-        description="Embeds the stored pictures again, by another encoder; rerun to go on.\n\n"
-        "  clipsep prepare embed data/music --encoder clip:openai/clip-vit-base-patch32\n"
-        "  clipsep prepare embed data/music --encoder resnet18:microsoft/resnet-18",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    embed.add_argument("records", type=Path, metavar="RECORDS", help="folder of records")
-    embed.add_argument("--encoder", required=True, metavar="KIND:MODEL", help="clip:MODEL or resnet18:MODEL")
-    embed.add_argument("--drop-frames", action="store_true", help="keep only the embeddings, not the pictures")
-    embed.set_defaults(command=_prepare_embed)
-    table = sources.add_parser(
-        "table", help="embeddings of labels by any sentence encoder, for BERTSep", allow_abbrev=False
-    )
-    table.add_argument("labels", type=Path, metavar="LABELS.txt", help="one label a line")
-    table.add_argument("vectors", type=Path, metavar="VECTORS.npy", help="float32 array [labels, width]")
-    table.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="file to write")
-    table.set_defaults(command=_prepare_table)
+    from data_prep.commands import describe
 
-
-def _prepare_videos(options: argparse.Namespace, _: Sequence[str]) -> None:
-    from data_prep.ledger import LEDGER_NAME, read_ledger, summary
-    from data_prep.videos import prepare_videos
-
-    encoder = None
-    if options.clip:
-        from clipsep_jax.encoders.clip import load_clip
-
-        encoder = load_clip(options.clip)
-    manifest = prepare_videos(
-        options.folder,
-        options.out,
-        labels_csv=options.labels,
-        encoder=encoder,
-        num_workers=options.workers or os.cpu_count() or 1,
-        command=("clipsep", *sys.argv[1:]),
-    )
-    print(summary(read_ledger(options.out / LEDGER_NAME)))
-    print(f"{manifest.counts['accepted']} records are in {options.out}.")
-
-
-def _prepare_embed(options: argparse.Namespace, _: Sequence[str]) -> None:
-    from clipsep_jax.encoders.loading import load_encoder
-    from data_prep.embed import embed_record_set
-
-    manifest = embed_record_set(options.records, load_encoder(options.encoder), drop_frames=options.drop_frames)
-    assert manifest.encoder is not None
-    print(f"{options.records} holds embeddings of size {manifest.encoder.query_size} by {manifest.encoder.name}.")
-
-
-def _prepare_table(options: argparse.Namespace, _: Sequence[str]) -> None:
-    from clipsep_jax.queries import read_table
-
-    table = read_table(options.labels, options.vectors)
-    table.save(options.out)
-    print(f"{options.out} holds {len(table.labels)} embeddings of size {table.vectors.shape[1]}.")
+    describe(parser)
 
 
 def _describe_train(parser: argparse.ArgumentParser) -> None:
@@ -267,9 +196,9 @@ def read_recording(path: Path, sample_rate_hz: int) -> Any:
 
     if path.suffix.lower() in SOUND_SUFFIXES or not path.is_file():
         return read_sound(path, sample_rate_hz)
-    from data_prep.videos import read_video_sound
+    from data_prep.media import read_sound_of
 
-    return read_video_sound(path)
+    return read_sound_of(path)
 
 
 def output_paths(folder: Path, name: str, queries: Sequence[str]) -> list[Path]:
@@ -355,7 +284,7 @@ def _positive(text: str) -> int:
 
 
 _COMMANDS: dict[str, tuple[Callable, Callable[[argparse.ArgumentParser], None], str]] = {
-    "prepare": (lambda *_: None, _describe_prepare, "Turn videos into records for training."),
+    "prepare": (lambda *_: None, _describe_prepare, "Turn videos or recordings into records for training."),
     "train": (
         _train,
         _describe_train,

@@ -90,15 +90,21 @@ class Evaluation:
         if len(self.split) < 2:
             raise InputError(f"The split {split!r} of {records.folder} has too few clips to mix two.")
         self.pairs = draw_pairs(self.split.entries, num_mixtures, seed)
+        self._reads_images = self._takes_images and all(entry.num_frames for entry in self.split.entries)
         self.kinds = self._scored_kinds()
-        kind, source = ("image", "frames" if frames else "embeddings") if self._takes_images else ("none", "embeddings")
+        kind, source = ("image", "frames" if frames else "embeddings") if self._reads_images else ("none", "embeddings")
         self._reader = build_reader(self.config, records, kind, source)
         self._embedded: dict[str, np.ndarray | np.int32] = {}
 
     def _scored_kinds(self) -> tuple[str, ...]:
         labelled = all(entry.label for entry in self.split.entries)
         if self._takes_images:
-            return CLIP_QUERIES if labelled else ("image",)
+            possible = {"text": labelled, "image": self._reads_images}
+            if not any(possible.values()):
+                raise InputError(
+                    f"Clips of {self.split.name!r} have neither labels nor pictures to query the model by."
+                )
+            return tuple(kind for kind in CLIP_QUERIES if possible[kind])
         if self.config.query.kind == "none":
             return ("best_mask",)
         if not labelled:
@@ -110,7 +116,7 @@ class Evaluation:
         records = [[self.split[i] for i in (pair.target, pair.interferer)] for pair in pairs]
         clips = [[self._reader(record, None) for record in row] for row in records]
         sources = np.array([[clip["sources"] for clip in row] for row in clips], np.float32) / 32768
-        images = np.array([[self._image(clip) for clip in row] for row in clips]) if self._takes_images else None
+        images = np.array([[self._image(clip) for clip in row] for row in clips]) if self._reads_images else None
         labels = [[record.label for record in row] for row in records]
         return Mixtures(sources / sources.shape[1], labels, images)
 

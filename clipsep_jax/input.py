@@ -87,10 +87,8 @@ class ClipReader:
         return clip if self.query is None else clip | {"query": self.query(record, nearby)}
 
     def _num_frames(self, record: Record) -> int:
-        if record.frame_embeddings is not None:
-            return len(record.frame_embeddings)
         seconds = len(record.audio) * FRAMES_PER_SECOND // self.spectrogram.sample_rate_hz
-        return len(record.frames) or max(1, seconds)
+        return record.num_frames or max(1, seconds)
 
 
 def build_reader(config: Config, records: RecordSet, kind: str, source: str = "embeddings") -> ClipReader:
@@ -191,6 +189,8 @@ def build_batches(
         )
     if kind in ("text", "hybrid", "label", "sentence"):
         _check_labels(source)
+    if kind in ("image", "hybrid"):
+        _check_pictures(source)
     dataset = grain.MapDataset.source(source).seed(config.train.seed).shuffle().repeat()
     read: Callable = reader
     dataset = dataset.random_map(read) if training else dataset.map(lambda record: reader(record, None))
@@ -206,4 +206,13 @@ def _check_labels(split: RecordSplit) -> None:
         raise InputError(
             f"{len(unlabelled)} clips of the split {split.name!r} have no label ({unlabelled[0]} is one); "
             "prepare the records with --labels, or train with another --config.query.kind."
+        )
+
+
+def _check_pictures(split: RecordSplit) -> None:
+    bare = [entry.id for entry in split.entries if not entry.num_frames]
+    if bare:
+        raise InputError(
+            f"{len(bare)} clips of the split {split.name!r} have no pictures ({bare[0]} is one); "
+            "train on recordings alone with --config.query.kind=text, label, sentence or none."
         )

@@ -7,35 +7,35 @@ import hashlib
 import io
 import json
 import os
-import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import google_crc32c
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 from jaxtyping import Float32, Int16, UInt8
 from PIL import Image
 
+from clipsep_jax import tfds_metadata
 from clipsep_jax.config import SAMPLE_RATE_HZ
 from clipsep_jax.files import atomic_write
 from clipsep_jax.structures import InputError
+from clipsep_jax.tfrecord import FRAMING_BYTES, Example, framed, unframed
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 FRAMES_PER_SECOND = 1
 FRAME_SIZE = 224
+
+AUDIO_ENCODINGS = ("pcm16", "flac")
 
 MANIFEST_NAME = "manifest.json"
 LABEL_EMBEDDINGS_NAME = "label_embeddings.safetensors"
 
 _MAX_FRAME_SIDE = 4096  # pixels; a stored picture above it is taken for damage or an attack
 _TEXT = ("utf-8", "surrogateescape")  # a file name need not be valid UTF-8
-_MASK_DELTA = 0xA282EAD8
-_HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")  # length and its checksum; checksum of the data
+_MAX_FLAC_SAMPLES = 2**30  # of one clip, 18 hours; FLAC can hold a lot of silence in a few bytes
 
 
 class CorruptRecordError(InputError):
@@ -53,6 +53,7 @@ class Record:
         frames: JPEG pictures, RGB, 224 x 224, one a second; picture i is the one shown at i + 0.5 s. Empty where
             only their embeddings are kept.
         frame_embeddings: one embedding a picture, or None before they are computed.
+        still_picture: whether all pictures of the video, not only the stored ones, are the same.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Record:
     audio: Int16[np.ndarray, "L"]
     frames: tuple[bytes, ...]
     frame_embeddings: Float32[np.ndarray, "num_frames Q"] | None = None
+    still_picture: bool = False
 
     @property
     def num_frames(self) -> int:
@@ -67,41 +69,11 @@ class Record:
         return len(self.frames if self.frame_embeddings is None else self.frame_embeddings)
 
 
-# tf.train.Example, declared in a pool of its own, where it cannot clash with TensorFlow's registration.
-_EXAMPLE_PROTO = """
-name: "clipsep_jax/example.proto" package: "clipsep_jax" syntax: "proto3"
-message_type { name: "BytesList" field { name: "value" number: 1 type: TYPE_BYTES label: LABEL_REPEATED } }
-message_type { name: "FloatList" field { name: "value" number: 1 type: TYPE_FLOAT label: LABEL_REPEATED } }
-message_type { name: "Int64List" field { name: "value" number: 1 type: TYPE_INT64 label: LABEL_REPEATED } }
-message_type {
-  name: "Feature" oneof_decl { name: "kind" }
-  field { name: "bytes_list" number: 1 type_name: "BytesList" oneof_index: 0 }
-  field { name: "float_list" number: 2 type_name: "FloatList" oneof_index: 0 }
-  field { name: "int64_list" number: 3 type_name: "Int64List" oneof_index: 0 }
-}
-message_type {
-  name: "Features" field { name: "feature" number: 1 type_name: "FeatureEntry" label: LABEL_REPEATED }
-  nested_type {
-    name: "FeatureEntry" options { map_entry: true }
-    field { name: "key" number: 1 type: TYPE_STRING label: LABEL_OPTIONAL }
-    field { name: "value" number: 2 type_name: "Feature" label: LABEL_OPTIONAL }
-  }
-}
-message_type { name: "Example" field { name: "features" number: 1 type_name: "Features" } }
-"""
-
-
-def _example_class() -> type[Message]:
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(text_format.Parse(_EXAMPLE_PROTO, descriptor_pb2.FileDescriptorProto()))
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("clipsep_jax.Example"))
-
-
-Example: Any = _example_class()
-
-
-def encode_record(record: Record) -> bytes:
+def encode_record(record: Record, audio_encoding: str = "pcm16") -> bytes:
     """Serialize a record as a `tf.train.Example`; equal records give equal bytes.
+
+    Args:
+        audio_encoding: "pcm16", which is read fastest, or "flac", which is smaller; both are lossless.
 
     Raises:
         ValueError: the record does not hold one embedding a picture.
@@ -111,8 +83,10 @@ def encode_record(record: Record) -> bytes:
     feature = example.features.feature
     feature["id"].bytes_list.value.append(record.id.encode(*_TEXT))
     feature["label"].bytes_list.value.append(record.label.encode(*_TEXT))
-    feature["audio"].bytes_list.value.append(record.audio.astype("<i2", casting="equiv", copy=False).tobytes())
+    feature["audio"].bytes_list.value.append(_encode_audio(record.audio, audio_encoding))
+    feature["encoding"].bytes_list.value.append(audio_encoding.encode())
     feature["sample_rate_hz"].int64_list.value.append(SAMPLE_RATE_HZ)
+    feature["still_picture"].int64_list.value.append(int(record.still_picture))
     feature["frames"].bytes_list.value.extend(record.frames)
     embeddings = record.frame_embeddings
     if embeddings is not None:
@@ -135,7 +109,7 @@ def decode_record(data: bytes, *, with_frames: bool = True) -> Record:
     """
     try:
         feature = Example.FromString(data).features.feature
-        missing = sorted({"id", "label", "audio", "sample_rate_hz", "frames"} - set(feature))
+        missing = sorted(_FEATURES - set(feature))
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
         if list(feature["sample_rate_hz"].int64_list.value) != [SAMPLE_RATE_HZ]:
@@ -143,12 +117,45 @@ def decode_record(data: bytes, *, with_frames: bool = True) -> Record:
         return Record(
             id=feature["id"].bytes_list.value[0].decode(*_TEXT),
             label=feature["label"].bytes_list.value[0].decode(*_TEXT),
-            audio=np.frombuffer(feature["audio"].bytes_list.value[0], "<i2").astype(np.int16, copy=False),
+            audio=_decode_audio(feature["audio"].bytes_list.value[0], feature["encoding"].bytes_list.value[0]),
             frames=tuple(feature["frames"].bytes_list.value) if with_frames else (),
             frame_embeddings=_decode_embeddings(feature),
+            still_picture=bool(feature["still_picture"].int64_list.value[0]),
         )
     except (DecodeError, IndexError, ValueError) as error:
         raise CorruptRecordError(f"The bytes are no readable record ({error}); prepare the records again.") from error
+
+
+_FEATURES = {"id", "label", "audio", "encoding", "sample_rate_hz", "still_picture", "frames"}
+
+
+def _encode_audio(audio: Int16[np.ndarray, "L"], encoding: str) -> bytes:
+    if encoding == "pcm16":
+        return audio.astype("<i2", casting="equiv", copy=False).tobytes()
+    import soundfile
+
+    buffer = io.BytesIO()
+    samples = audio.astype(np.int16, casting="equiv", copy=False)
+    soundfile.write(buffer, samples, SAMPLE_RATE_HZ, subtype="PCM_16", format="FLAC")
+    return buffer.getvalue()
+
+
+def _decode_audio(data: bytes, encoding: bytes) -> Int16[np.ndarray, "L"]:
+    if encoding == b"pcm16":
+        return np.frombuffer(data, "<i2").astype(np.int16, copy=False)
+    if encoding != b"flac":
+        raise ValueError("its audio has an unknown encoding")
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            if (file.format, file.samplerate, file.channels) != ("FLAC", SAMPLE_RATE_HZ, 1):
+                raise ValueError("its audio is no FLAC of one channel at the right rate")
+            if file.frames > _MAX_FLAC_SAMPLES:
+                raise ValueError(f"its audio has {file.frames} samples")
+            return file.read(dtype="int16")
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"its audio does not decode: {error}") from error
 
 
 def _decode_embeddings(feature: Any) -> Float32[np.ndarray, "num_frames Q"] | None:
@@ -180,16 +187,6 @@ def decode_frame(jpeg: bytes) -> UInt8[np.ndarray, "H W 3"]:
         raise CorruptRecordError(f"A stored picture is no readable JPEG: {error}.") from error
 
 
-def _masked_crc32c(data: bytes) -> int:
-    crc = google_crc32c.value(data)
-    return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
-
-
-def _framed(data: bytes) -> bytes:
-    length = struct.pack("<Q", len(data))
-    return length + _FOOTER.pack(_masked_crc32c(length)) + data + _FOOTER.pack(_masked_crc32c(data))
-
-
 @dataclass(frozen=True)
 class Shard:
     """What the manifest knows of one shard file."""
@@ -214,29 +211,35 @@ class IndexEntry:
     num_samples: int
 
 
-def _index_path(shard: Path) -> Path:
+def index_path(shard: Path) -> Path:
+    """Where the index of a shard lies."""
     return shard.with_name(shard.name + ".index.jsonl")
 
 
-def write_shard(path: Path, records: Iterable[Record]) -> Shard:
+def write_shard(path: Path, records: Iterable[Record], audio_encoding: str = "pcm16") -> Shard:
     """Write records into the shard `path` and their offset index beside it, each complete or not at all."""
     digest, offset, lines = hashlib.sha256(), 0, []
     with atomic_write(path) as file:
         for record in records:
-            data = encode_record(record)
-            framed = _framed(data)
-            file.write(framed)
-            digest.update(framed)
-            line = {"offset": offset, "length": len(data), "id": record.id, "label": record.label}
-            lines.append(line | {"num_frames": record.num_frames, "num_samples": len(record.audio)})
-            offset += len(framed)
-    with atomic_write(_index_path(path)) as file:
-        file.writelines(json.dumps(line).encode() + b"\n" for line in lines)
+            data = encode_record(record, audio_encoding)
+            record_bytes = framed(data)
+            file.write(record_bytes)
+            digest.update(record_bytes)
+            lines.append(index_line(record, offset, len(data)))
+            offset += len(record_bytes)
+    with atomic_write(index_path(path)) as file:
+        file.writelines(lines)
     return Shard(path.name, len(lines), offset, digest.hexdigest())
 
 
+def index_line(record: Record, offset: int, length: int) -> bytes:
+    """The line of the index for a record of `length` bytes, framed at `offset`."""
+    line = {"offset": offset, "length": length, "id": record.id, "label": record.label}
+    return json.dumps(line | {"num_frames": record.num_frames, "num_samples": len(record.audio)}).encode() + b"\n"
+
+
 def _read_index(folder: Path, shard: Shard) -> list[IndexEntry]:
-    path = _index_path(folder / shard.name)
+    path = index_path(folder / shard.name)
     try:
         size = (folder / shard.name).stat().st_size
         lines = path.read_text("utf-8").splitlines()
@@ -284,22 +287,14 @@ class RecordSplit:
             IndexError: there is no such record.
         """
         entry = self.entries[index]
-        size = _HEADER.size + entry.length + _FOOTER.size
         with (self._folder / entry.shard).open("rb", buffering=0) as file:
-            framed = os.pread(file.fileno(), size, entry.offset)
-        if len(framed) != size:
-            self._refuse(entry, "the file ends within it")
-        length, length_crc = _HEADER.unpack_from(framed)
-        if length != entry.length or _masked_crc32c(framed[:8]) != length_crc:
-            self._refuse(entry, "its length is wrong")
-        data = framed[_HEADER.size : -_FOOTER.size]
-        if _masked_crc32c(data) != _FOOTER.unpack(framed[-_FOOTER.size :])[0]:
-            self._refuse(entry, "its checksum is wrong")
-        return decode_record(data, with_frames=self._with_frames)
-
-    def _refuse(self, entry: IndexEntry, why: str) -> NoReturn:
-        where = f"{self._folder / entry.shard}: record {entry.number} is damaged ({why})"
-        raise CorruptRecordError(f"{where}; restore the file or prepare the records again.")
+            data = os.pread(file.fileno(), entry.length + FRAMING_BYTES, entry.offset)
+        try:
+            record = unframed(data, entry.length)
+        except ValueError as error:
+            where = f"{self._folder / entry.shard}: record {entry.number} is damaged ({error})"
+            raise CorruptRecordError(f"{where}; restore the file or prepare the records again.") from None
+        return decode_record(record, with_frames=self._with_frames)
 
 
 @dataclass(frozen=True)
@@ -321,10 +316,15 @@ class Manifest:
     encoder: EncoderInfo | None  # None where the records have no embeddings
     inputs_sha256: str  # fingerprint of the inputs and options that the records were prepared from
     command: tuple[str, ...] = ()  # that prepared them
+    audio_encoding: str = "pcm16"  # or "flac"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` of a folder of records; to be done last, since it says that the folder is complete."""
+    """Write `manifest.json` of a folder of records; to be done last, since it says that the folder is complete.
+
+    Just before, it writes what TensorFlow Datasets needs.
+    """
+    _write_tfds_metadata(folder, manifest)
     splits = {
         name: {"num_records": sum(shard.num_records for shard in shards), "shards": [asdict(shard) for shard in shards]}
         for name, shards in manifest.splits.items()
@@ -333,6 +333,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     fixed |= {"frames_per_second": FRAMES_PER_SECOND, "frame_size": FRAME_SIZE}
     with atomic_write(folder / MANIFEST_NAME) as file:
         file.write(json.dumps(fixed | asdict(manifest) | {"splits": splits}, indent=1).encode() + b"\n")
+
+
+def _write_tfds_metadata(folder: Path, manifest: Manifest) -> None:
+    lengths = {name: [shard.num_records for shard in shards] for name, shards in manifest.splits.items()}
+    num_bytes = {name: sum(shard.num_bytes for shard in shards) for name, shards in manifest.splits.items()}
+    query_size = manifest.encoder.query_size if manifest.encoder else None
+    with atomic_write(folder / tfds_metadata.FEATURES_NAME) as file:
+        file.write(tfds_metadata.features(manifest.audio_encoding, FRAME_SIZE, query_size))
+    with atomic_write(folder / tfds_metadata.INFO_NAME) as file:
+        file.write(tfds_metadata.dataset_info(SCHEMA_VERSION, lengths, num_bytes))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -365,6 +375,7 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
         encoder=EncoderInfo(**fields["encoder"]) if fields["encoder"] else None,
         inputs_sha256=fields["inputs_sha256"],
         command=tuple(fields["command"]),
+        audio_encoding=fields["audio_encoding"],
     )
 
 

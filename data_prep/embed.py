@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 from tqdm import tqdm
 
+from clipsep_jax import tfds_metadata
 from clipsep_jax.encoders import Encoder, NoTextError
 from clipsep_jax.files import atomic_write
 from clipsep_jax.queries import DEFAULT_TEMPLATE, EmbeddingTable, prompt_for
@@ -40,7 +41,8 @@ def embed_records(records: Sequence[Record], encoder: Encoder, batch_size: int =
         return []
     jpegs = [jpeg for record in records for jpeg in record.frames]
     batches = [jpegs[start : start + batch_size] for start in range(0, len(jpegs), batch_size)]
-    vectors = np.concatenate([_embed_batch(batch, encoder, batch_size) for batch in batches])
+    nothing = np.zeros((0, encoder.query_size), np.float32)
+    vectors = np.concatenate([nothing, *(_embed_batch(batch, encoder, batch_size) for batch in batches)])
     ends = np.cumsum([len(record.frames) for record in records])
     parts = np.split(vectors, ends[:-1])
     return [replace(record, frame_embeddings=part) for record, part in zip(records, parts, strict=True)]
@@ -63,10 +65,11 @@ def label_table(labels: Sequence[str], encoder: Encoder, template: str = DEFAULT
 
 
 def embed_record_set(records: Path, encoder: Encoder, *, drop_frames: bool = False, batch_size: int = 32) -> Manifest:
-    """Embed the stored pictures of a folder of records and rewrite its shards, one by one.
+    """Embed the stored pictures and the labels of a folder of records and rewrite its shards, one by one.
 
-    A run that was stopped is continued by the same call, and the files come out equal to those of a run that was
-    not. Until the end there is no manifest, so that nobody reads a folder of which a part is rewritten.
+    Recordings that never had pictures get no embeddings but those of their labels. A run that was stopped is continued
+    by the same call, and the files come out equal to those of a run that was not. Until the end there is no manifest,
+    so that nobody reads a folder of which a part is rewritten.
 
     Args:
         drop_frames: leave the pictures out of the rewritten records.
@@ -80,8 +83,10 @@ def embed_record_set(records: Path, encoder: Encoder, *, drop_frames: bool = Fal
     """
     info = EncoderInfo(encoder.name, encoder.sha256, encoder.query_size)
     options = {"encoder": info.sha256, "drop_frames": drop_frames, "batch_size": batch_size}
-    manifest = _unfinished(records, options)
-    if manifest is None:
+    manifest = manifest_in_hand(records)
+    if manifest:
+        _check_options(records, options)
+    else:
         manifest = read_manifest(records)
         shutil.rmtree(records / _WORK_NAME, ignore_errors=True)
         if not _needs_work(records, manifest, info, drop_frames):
@@ -90,6 +95,7 @@ def embed_record_set(records: Path, encoder: Encoder, *, drop_frames: bool = Fal
     known = _made_by(info, manifest)
     table = None if known else _table_of(manifest, encoder)  # may fail, so before the first file is touched
     _take_manifest(records, options)
+    (records / tfds_metadata.INFO_NAME).unlink(missing_ok=True)  # TensorFlow Datasets must not read it meanwhile either
 
     def rewrite(old: list[Record]) -> list[Record]:
         new = old if known else embed_records(old, encoder, batch_size)
@@ -103,14 +109,17 @@ def embed_record_set(records: Path, encoder: Encoder, *, drop_frames: bool = Fal
     return new
 
 
-def _unfinished(records: Path, options: dict) -> Manifest | None:
+def manifest_in_hand(records: Path) -> Manifest | None:
     """The manifest that a stopped run took away; where there is a manifest, no run is unfinished."""
     work = records / _WORK_NAME
     if (records / MANIFEST_NAME).is_file() or not (work / MANIFEST_NAME).is_file():
         return None
-    if json.loads((work / _OPTIONS_NAME).read_text("utf-8")) != options:
-        raise InputError(f"{records} is half embedded with another encoder or options; finish that with those first.")
     return read_manifest(work)
+
+
+def _check_options(records: Path, options: dict) -> None:
+    if json.loads((records / _WORK_NAME / _OPTIONS_NAME).read_text("utf-8")) != options:
+        raise InputError(f"{records} is half embedded with another encoder or options; finish that with those first.")
 
 
 def _take_manifest(records: Path, options: dict) -> None:
@@ -129,13 +138,10 @@ def _made_by(encoder: EncoderInfo, manifest: Manifest) -> bool:
 
 def _needs_work(records: Path, manifest: Manifest, encoder: EncoderInfo, drop_frames: bool) -> bool:
     splits = [RecordSplit(records, name, shards) for name, shards in manifest.splits.items()]  # checks every file
-    # Pictures are dropped from all records or from none.
-    has_frames = all(entry.num_frames for split in splits for entry in split.entries) and any(
-        split[0].frames for split in splits if split.entries
-    )
+    has_frames = any(split[0].frames for split in splits if split.entries)  # all records keep their pictures, or none
     if _made_by(encoder, manifest):
         return drop_frames and has_frames
-    if not has_frames:
+    if not has_frames and any(entry.num_frames for split in splits for entry in split.entries):
         raise InputError(f"{records} holds clips without pictures, so it cannot be embedded; prepare it again.")
     return True
 
@@ -164,13 +170,15 @@ def _rewrite_shards(
         for split, shards in manifest.splits.items():
             done = []
             for shard in shards:
-                done.append(_rewrite_shard(records, shard, rewrite))
+                done.append(_rewrite_shard(records, shard, rewrite, manifest.audio_encoding))
                 progress.update(shard.num_records)
             splits[split] = tuple(done)
     return splits
 
 
-def _rewrite_shard(records: Path, shard: Shard, rewrite: Callable[[list[Record]], list[Record]]) -> Shard:
+def _rewrite_shard(
+    records: Path, shard: Shard, rewrite: Callable[[list[Record]], list[Record]], audio_encoding: str
+) -> Shard:
     """Put a new shard and its index in the place of the old ones, unless a stopped run has already done so.
 
     The old ones stay until the new ones are complete and said to be so by a file of their own; from then on, all that
@@ -181,7 +189,7 @@ def _rewrite_shard(records: Path, shard: Shard, rewrite: Callable[[list[Record]]
     if not complete.is_file():
         staging.mkdir(exist_ok=True)
         old = RecordSplit(records, "", [shard])
-        new = write_shard(staging / shard.name, rewrite([old[number] for number in range(len(old))]))
+        new = write_shard(staging / shard.name, rewrite([old[number] for number in range(len(old))]), audio_encoding)
         with atomic_write(complete) as file:
             file.write(json.dumps(asdict(new)).encode())
     for path in sorted(staging.iterdir()):

@@ -1,35 +1,21 @@
-"""What became of every input: one line of JSON each, and their summary for the terminal."""
+"""What became of every input: one line of JSON each."""
 
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int16
 
 from clipsep_jax.files import atomic_write
 from clipsep_jax.records import SAMPLE_RATE_HZ, Record
+from clipsep_jax.structures import InputError
+from data_prep.inputs import Input
 
 LEDGER_NAME = "ledger.jsonl"
-
-
-@dataclass(frozen=True)
-class Input:
-    """A clip to prepare.
-
-    Attributes:
-        id: POSIX path relative to the folder of clips.
-        path: of the file.
-        label: what is heard, "" where unknown.
-        split: "train", "validation" or "test".
-    """
-
-    id: str
-    path: Path
-    label: str
-    split: str
 
 
 @dataclass(frozen=True)
@@ -53,12 +39,17 @@ class LedgerLine:
     duration_seconds: float | None = None
     num_frames: int | None = None
     peak_dbfs: float | None = None
+    rms_dbfs: float | None = None
+    still_picture: bool | None = None
 
 
-def peak_dbfs(audio: np.ndarray) -> float:
-    """Peak level of 16-bit audio in decibels below full scale; minus infinity for digital silence."""
-    peak = int(np.abs(audio.astype(np.int32)).max(initial=0))
-    return 20 * math.log10(peak / 32768) if peak else -math.inf
+def dbfs(level: float) -> float:
+    """A level of 16-bit audio in decibels below full scale; minus infinity for digital silence."""
+    return 20 * math.log10(level / 32768) if level else -math.inf
+
+
+def _rms(audio: Int16[np.ndarray, "L"]) -> float:
+    return math.sqrt(np.square(audio, dtype=np.float64).mean())
 
 
 def ledger_line(source: Input, outcome: Record | Rejection) -> LedgerLine:
@@ -74,7 +65,9 @@ def ledger_line(source: Input, outcome: Record | Rejection) -> LedgerLine:
         source.split,
         duration_seconds=round(len(outcome.audio) / SAMPLE_RATE_HZ, 3),
         num_frames=len(outcome.frames),
-        peak_dbfs=round(peak_dbfs(outcome.audio), 2),
+        peak_dbfs=round(dbfs(float(np.abs(outcome.audio.astype(np.int32)).max())), 2),
+        rms_dbfs=round(dbfs(_rms(outcome.audio)), 2),
+        still_picture=outcome.still_picture,
     )
 
 
@@ -85,23 +78,20 @@ def write_ledger(path: Path, lines: Iterable[LedgerLine]) -> None:
 
 
 def read_ledger(path: Path) -> list[LedgerLine]:
-    """Read a ledger."""
-    with path.open(encoding="utf-8") as file:
-        return [LedgerLine(**json.loads(line)) for line in file]
+    """Read a ledger.
+
+    Raises:
+        InputError: the file is missing or is no ledger.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            return [LedgerLine(**json.loads(line)) for line in file]
+    except FileNotFoundError:
+        raise InputError(f"There is no {path}; name a folder that `clipsep prepare` has written.") from None
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is no ledger of `clipsep prepare`; prepare the records again.") from error
 
 
 def reasons(ledger: Iterable[LedgerLine]) -> dict[str, int]:
     """Count the rejected inputs by reason, the most frequent first."""
     return dict(Counter(line.reason for line in ledger if line.status == "rejected").most_common())
-
-
-def summary(ledger: Sequence[LedgerLine]) -> str:
-    """Make a table for the terminal: accepted by split, rejected by reason."""
-    accepted = [line for line in ledger if line.status == "accepted"]
-    splits = Counter(line.split for line in accepted)
-    minutes = sum(line.duration_seconds or 0 for line in accepted) / 60
-    rows = [("inputs", len(ledger), ""), ("accepted", len(accepted), f"{minutes:.1f} minutes of audio")]
-    rows += [(f"  {split}", splits[split], "") for split in ("train", "validation", "test") if split in splits]
-    rows.append(("rejected", len(ledger) - len(accepted), ""))
-    rows += [(f"  {reason}", count, "") for reason, count in reasons(ledger).items()]
-    return "\n".join(f"{name:<14}{count:>9,}  {note}".rstrip() for name, count, note in rows)

@@ -9,7 +9,7 @@ import soundfile
 import clipsep_jax
 from clipsep_jax.cli import main, output_paths
 from clipsep_jax.queries import EmbeddingTable
-from tests.data_prep import media
+from tests.data_prep import made_media as media
 
 
 @pytest.fixture

@@ -117,9 +117,10 @@ def test_golden_bytes_of_a_shard(tmp_path):
     record = Record("a", "", np.array([1, -2], np.int16), (b"J",))
     write_shard(tmp_path / "a.tfrecord", [record])
     golden = (
-        "5c00000000000000c9cdf98f0a5a0a110a05617564696f12080a060a040100feff0a0f0a066672616d657312050a030a014a"
-        "0a0b0a02696412050a030a01610a0d0a056c6162656c12040a020a000a180a0e73616d706c655f726174655f687a12061a04"
-        "0a02807d4b5ad9f1"
+        "8c00000000000000f7a036e70a89010a110a05617564696f12080a060a040100feff0a150a08656e636f64696e6712090a07"
+        "0a0570636d31360a0f0a066672616d657312050a030a014a0a0b0a02696412050a030a01610a0d0a056c6162656c12040a02"
+        "0a000a180a0e73616d706c655f726174655f687a12061a040a02807d0a160a0d7374696c6c5f7069637475726512051a030a"
+        "01006fea674d"
     )
     assert (tmp_path / "a.tfrecord").read_bytes().hex() == golden
 
@@ -134,12 +135,14 @@ def test_record_is_a_tensorflow_example_on_the_wire():
     )
     features = (
         feature(b"audio", 1, field(1, bytes.fromhex("0100feff2c01")))
+        + feature(b"encoding", 1, field(1, b"pcm16"))
         + feature(b"frame_embeddings", 1, field(1, struct.pack("<2f", 1.0, -0.5)))
         + feature(b"frames", 1, field(1, b"first") + field(1, b"second"))
         + feature(b"id", 1, field(1, "a/é.mp4".encode()))
         + feature(b"label", 1, field(1, b"dog"))
         + feature(b"query_size", 3, field(1, varint(1)))
         + feature(b"sample_rate_hz", 3, field(1, varint(16_000)))
+        + feature(b"still_picture", 3, field(1, varint(0)))
     )
     assert encode_record(record) == field(1, features)
     # Features of other programs, floats among them, do no harm.
@@ -280,7 +283,7 @@ def test_manifest_round_trip_and_schema(tmp_path):
     assert (records.query_size, records.encoder) == (4, EncoderInfo("clip", "00", 4))
     fields = json.loads((tmp_path / "manifest.json").read_text())
     assert {name: fields[name] for name in ("schema", "sample_rate_hz", "frames_per_second", "frame_size")} == {
-        "schema": 1,
+        "schema": 2,
         "sample_rate_hz": 16_000,
         "frames_per_second": 1,
         "frame_size": 224,
@@ -306,8 +309,8 @@ def test_missing_and_unknown_things_are_input_errors(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda fields: fields | {"schema": 2}, "schema 2, but this version reads 1"),
-        (lambda fields: {"schema": 1}, "no manifest"),
+        (lambda fields: fields | {"schema": 1}, "schema 1, but this version reads 2"),
+        (lambda fields: {"schema": 2}, "no manifest"),
         (lambda fields: [], "no manifest"),
         (lambda fields: fields | {"splits": {"train": {"shards": [{"name": "x"}]}}}, "no manifest"),
         (lambda fields: fields | {"encoder": "clip"}, "no manifest"),

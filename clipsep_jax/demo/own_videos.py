@@ -22,19 +22,21 @@ def prepare_own_videos(videos: Path, out: Path, labels: Path | None, clip: str |
     Raises:
         InputError: the videos or labels cannot be used.
     """
-    from data_prep.videos import prepare_videos
+    from data_prep.embed import embed_record_set, manifest_in_hand
+    from data_prep.videos import find_videos, read_video
+    from data_prep.writer import PoolRunner, write_records
 
-    num_workers = os.cpu_count() or 1
+    write_records(find_videos(videos, labels), read_video, out, run=PoolRunner(os.cpu_count() or 1), max_rejected=1.0)
     if clip is None:
-        bare = out.with_name(out.name + "_without_embeddings")
-        prepare_videos(videos, bare, labels_csv=labels, num_workers=num_workers)
-        clip = str(_mini_clip(RecordSet(bare), out.with_name("encoder")))
-    prepare_videos(videos, out, labels_csv=labels, encoder=load_clip(clip), num_workers=num_workers)
+        clip = str(out.with_name("encoder"))
+        if not manifest_in_hand(out):  # half embedded by it already
+            _train_mini_clip(RecordSet(out), Path(clip))
+    embed_record_set(out, load_clip(clip))
 
 
-def _mini_clip(records: RecordSet, folder: Path) -> Path:
+def _train_mini_clip(records: RecordSet, folder: Path) -> None:
     if (folder / "model.safetensors").is_file():
-        return folder
+        return
     split, names = records.split("train"), records.labels
     labelled = [number for number, entry in enumerate(split.entries) if entry.label]
     if not labelled:
@@ -42,4 +44,4 @@ def _mini_clip(records: RecordSet, folder: Path) -> Path:
     entries = [split.entries[number] for number in labelled]
     kinds = np.repeat([names.index(entry.label) for entry in entries], [entry.num_frames for entry in entries])
     pictures = (decode_frame(jpeg) for number in labelled for jpeg in split[number].frames)
-    return train_mini_clip(folder, pictures, kinds, names, ENCODER_STEPS)
+    train_mini_clip(folder, pictures, kinds, names, ENCODER_STEPS)

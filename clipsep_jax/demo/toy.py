@@ -21,7 +21,7 @@ from clipsep_jax.records import FRAMES_PER_SECOND, MANIFEST_NAME, SAMPLE_RATE_HZ
 from clipsep_jax.structures import InputError
 
 if TYPE_CHECKING:
-    from data_prep.ledger import Input
+    from data_prep.inputs import Input
 
 ENCODER_NAME = "encoder"
 CLIP_SECONDS = 8
@@ -70,12 +70,14 @@ def _make(
     scratch: Path, out: Path, inputs: "list[Input]", encoder_steps: int, seed: int, command: tuple[str, ...]
 ) -> Path:
     """Make everything in a scratch folder; the records name the encoder by the place where it is going to be."""
-    from data_prep.writer import write_records
+    from data_prep.embed import embed_record_set
+    from data_prep.writer import PoolRunner, write_records
 
     folder = train_toy_clip(scratch / ENCODER_NAME, encoder_steps, seed)
     encoder = replace(load_clip(str(folder)), name=str(out.resolve() / ENCODER_NAME))
     records = scratch / "records"
-    write_records(inputs, ClipMaker(seed), records, encoder=encoder, num_workers=0, command=command)
+    write_records(inputs, ClipMaker(seed), records, run=PoolRunner(num_workers=0), command=command)
+    embed_record_set(records, encoder)
     os.replace(folder, records / ENCODER_NAME)
     return records
 
@@ -94,7 +96,7 @@ def _drawings(kinds: Int[np.ndarray, "n"], seed: int) -> Iterator[UInt8[np.ndarr
 
 def _inputs(num_clips: int) -> "list[Input]":
     """The clips by name: in each split the kinds take turns."""
-    from data_prep.ledger import Input
+    from data_prep.inputs import Input
 
     num_held_out = num_clips // 10
     counts = {"train": num_clips - 2 * num_held_out, "validation": num_held_out, "test": num_held_out}
@@ -108,17 +110,18 @@ class ClipMaker:
 
     seed: int
 
-    def __call__(self, path: Path, id: str, label: str) -> Record:
-        """Make the clip; the part of `id` before its first slash is the split."""
-        rng = np.random.default_rng([self.seed, *id.encode()])
-        training = id.startswith("train/")
+    def __call__(self, source: "Input") -> Record:
+        """Make the clip."""
+        label = source.label
+        rng = np.random.default_rng([self.seed, *source.id.encode()])
+        training = source.split == "train"
         split: Split = "train" if training else "test"
         num_samples = CLIP_SECONDS * SAMPLE_RATE_HZ
         wave = synthesize(label, rng, split, num_samples)
         if training and rng.random() < OFF_SCREEN_SHARE:
             wave = wave + off_screen_noise(rng, num_samples)
         frames = draw_clip(label, rng, split, CLIP_SECONDS * FRAMES_PER_SECOND)
-        return Record(id, label, _sixteen_bits(wave), tuple(_jpeg(frame) for frame in frames))
+        return Record(source.id, label, _sixteen_bits(wave), tuple(_jpeg(frame) for frame in frames))
 
 
 def _sixteen_bits(wave: Float32[np.ndarray, "L"]) -> Int16[np.ndarray, "L"]:
@@ -126,7 +129,7 @@ def _sixteen_bits(wave: Float32[np.ndarray, "L"]) -> Int16[np.ndarray, "L"]:
 
 
 def _jpeg(frame: UInt8[np.ndarray, "224 224 3"]) -> bytes:
-    from data_prep.videos import JPEG_QUALITY
+    from data_prep.media import JPEG_QUALITY
 
     buffer = BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=JPEG_QUALITY)

@@ -2,13 +2,16 @@
 
 import io
 import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from clipsep_jax.records import Record
-from data_prep.ledger import Input, Rejection
+from data_prep.inputs import Input
+from data_prep.ledger import Rejection
 
 
 class FakeEncoder:
@@ -43,23 +46,33 @@ def make_inputs(num: int, folder: Path = Path("nowhere")) -> list[Input]:
     ]
 
 
-def read_fake(path: Path, id: str, label: str) -> Record | Rejection:
+def read_fake(source: Input) -> Record | Rejection:
     """Every fifth input is silent; input n has 1 + n % 3 pictures."""
-    number = int(path.stem)
+    number = int(source.path.stem)
     if number % 5 == 4:
         return Rejection("silent", "its peak is -80 dBFS")
     audio = np.full(16_000 + number, 1 + number, np.int16)
-    return Record(id, label, audio, tuple(jpeg(20 * i + number) for i in range(1 + number % 3)))
+    return Record(source.id, source.label, audio, tuple(jpeg(20 * i + number) for i in range(1 + number % 3)))
 
 
-def read_nothing(path: Path, id: str, label: str) -> Record | Rejection:
+def read_sound_alone(source: Input) -> Record | Rejection:
+    return Record(source.id, source.label, np.full(16_000, 1 + int(source.path.stem), np.int16), ())
+
+
+def read_nothing(source: Input) -> Record | Rejection:
     return Rejection("no_audio", "it has no audio stream")
 
 
-def die_at_003(path: Path, id: str, label: str) -> Record | Rejection:
-    if path.stem == "003":
-        os._exit(1)
-    return read_fake(path, id, label)
+def die_at_003(source: Input) -> Record | Rejection:
+    if source.path.stem == "003":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read_fake(source)
+
+
+def hang_at_003(source: Input) -> Record | Rejection:
+    if source.path.stem == "003":
+        time.sleep(600)
+    return read_fake(source)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -15,16 +15,15 @@ from clipsep_jax.records import (
     EncoderInfo,
     Record,
     RecordSet,
+    RecordSplit,
     decode_record,
     encode_record,
     read_manifest,
-    write_manifest,
-    write_shard,
 )
 from clipsep_jax.structures import InputError
-from data_prep.embed import embed_record_set
-from data_prep.writer import write_records
-from tests.data_prep.fakes import FakeEncoder, files_of, make_inputs, read_fake
+from data_prep.embed import embed_record_set, embed_records, label_table
+from data_prep.writer import PoolRunner, write_records
+from tests.data_prep.fakes import FakeEncoder, files_of, make_inputs, read_fake, read_sound_alone
 
 
 class PlacedEncoder(FakeEncoder):
@@ -50,7 +49,10 @@ class PictureEncoder(FakeEncoder):
 
 
 def prepare(out: Path, encoder=None, num_inputs: int = 10, block_size: int = 4) -> Path:
-    write_records(make_inputs(num_inputs), read_fake, out, encoder=encoder, num_workers=0, block_size=block_size)
+    run = PoolRunner(num_workers=0)
+    write_records(make_inputs(num_inputs), read_fake, out, run=run, block_size=block_size, max_rejected=0.5)
+    if encoder:
+        embed_record_set(out, encoder)
     return out
 
 
@@ -74,21 +76,39 @@ def records(plain, tmp_path):
     return shutil.copytree(plain, tmp_path / "records")
 
 
-def assert_as_if_prepared_at_once(records: Path, encoder, at_once: Path) -> None:
-    old = read_manifest(records)
-    manifest = embed_record_set(records, encoder)
-    whole = read_manifest(prepare(at_once, encoder))
-    assert without_manifest(records) == without_manifest(at_once)
-    assert manifest == read_manifest(records)
-    assert manifest == replace(whole, inputs_sha256=old.inputs_sha256, command=old.command)
+def assert_embedded(records: Path, encoder, plain: Path) -> None:
+    """Embed `records`, a copy of `plain` or that embedded before; compare with embedding each shard in memory."""
+    manifest, bare = embed_record_set(records, encoder), read_manifest(plain)
+    info = EncoderInfo(encoder.name, encoder.sha256, encoder.query_size)
+    assert manifest == read_manifest(records) == replace(bare, splits=manifest.splits, encoder=info)
+    for name, shards in bare.splits.items():
+        for old, new in zip(shards, manifest.splits[name], strict=True):
+            wanted = embed_records(list(RecordSplit(plain, name, [old])), encoder)
+            found = RecordSplit(records, name, [new])
+            assert [encode_record(record) for record in found] == [encode_record(record) for record in wanted]
+    table, wanted = EmbeddingTable.load(records / "label_embeddings.safetensors"), label_table(("cat", "dog"), encoder)
+    assert table.labels == wanted.labels
+    np.testing.assert_array_equal(table.vectors, wanted.vectors)
 
 
-def test_the_files_are_those_of_a_preparation_with_the_encoder(records, tmp_path):
-    assert_as_if_prepared_at_once(records, PlacedEncoder(), tmp_path / "at once")
+def test_every_shard_and_label_is_embedded(records, plain):
+    assert_embedded(records, PlacedEncoder(), plain)
 
 
-def test_so_they_are_with_a_clip(records, clip_folder, tmp_path):
-    assert_as_if_prepared_at_once(records, load_clip(str(clip_folder)), tmp_path / "at once")
+def test_so_they_are_by_a_clip(records, plain, clip_folder):
+    assert_embedded(records, load_clip(str(clip_folder)), plain)
+
+
+def test_recordings_get_the_embeddings_of_their_labels(tmp_path):
+    write_records(make_inputs(6), read_sound_alone, tmp_path, run=PoolRunner(num_workers=0))
+    manifest = embed_record_set(tmp_path, FakeEncoder())
+    assert EmbeddingTable.load(tmp_path / "label_embeddings.safetensors").labels == ("cat", "dog")
+    assert manifest.encoder == EncoderInfo("fake", "0" * 64, 3)
+    for record in read_all(tmp_path):
+        assert (record.num_frames, record.frame_embeddings.shape) == (0, (0, 3))
+    before = files_of(tmp_path)
+    assert embed_record_set(tmp_path, FakeEncoder()) == manifest
+    assert files_of(tmp_path) == before
 
 
 def test_dropping_leaves_all_but_the_pictures(records, tmp_path):
@@ -126,9 +146,9 @@ def test_what_is_done_is_left_alone(records, capsys, drop_frames):
     assert "nothing to do" in capsys.readouterr().err
 
 
-def test_another_encoder_takes_the_place_of_the_first(records, tmp_path):
+def test_another_encoder_takes_the_place_of_the_first(records, plain):
     embed_record_set(records, FakeEncoder())
-    assert_as_if_prepared_at_once(records, PlacedEncoder(), tmp_path / "at once")
+    assert_embedded(records, PlacedEncoder(), plain)
 
 
 def test_an_encoder_of_pictures_alone_leaves_no_table_of_another(records):
@@ -243,17 +263,12 @@ def test_a_half_done_set_is_finished_only_as_it_was_begun(records, monkeypatch):
     embed_record_set(records, PlacedEncoder(), drop_frames=True)
 
 
-def test_records_without_pictures_are_refused(records, tmp_path):
+def test_records_whose_pictures_were_dropped_are_refused(records):
     embed_record_set(records, FakeEncoder(), drop_frames=True)
-    silent = tmp_path / "sound alone"
-    silent.mkdir()
-    shard = write_shard(silent / "train-00000.tfrecord", [replace(read_all(records)[0], frame_embeddings=None)])
-    write_manifest(silent, replace(read_manifest(records), splits={"train": (shard,)}, encoder=None))
-    for folder in (records, silent):
-        before = files_of(folder)
-        with pytest.raises(InputError, match="holds clips without pictures"):
-            embed_record_set(folder, PlacedEncoder())
-        assert files_of(folder) == before
+    before = files_of(records)
+    with pytest.raises(InputError, match="holds clips without pictures"):
+        embed_record_set(records, PlacedEncoder())
+    assert files_of(records) == before
 
 
 def test_what_is_no_whole_set_of_records_is_refused_untouched(records, tmp_path):

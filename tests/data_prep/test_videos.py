@@ -1,246 +1,16 @@
-import os
-import struct
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from clipsep_jax.records import Record, RecordSet, decode_frame
+from clipsep_jax.records import RecordSet
 from clipsep_jax.structures import InputError
-from data_prep import videos
-from data_prep.ledger import Rejection, read_ledger, summary
-from data_prep.videos import crop_square, find_videos, hashed_split, prepare_videos, read_video, read_video_sound
+from data_prep.inputs import hashed_split
+from data_prep.ledger import read_ledger
+from data_prep.videos import find_videos, read_video
+from data_prep.writer import PoolRunner, write_records
 from tests.data_prep.fakes import files_of
-from tests.data_prep.media import grey_pictures, make_video, tone
-
-
-def read(path: Path) -> Record:
-    outcome = read_video(path, path.name, "label")
-    assert isinstance(outcome, Record), outcome
-    return outcome
-
-
-def refusal(path: Path) -> Rejection:
-    outcome = read_video(path, path.name, "label")
-    assert isinstance(outcome, Rejection)
-    return outcome
-
-
-def expected_tone(num_samples: int, gain: float, delay: float = 0.0) -> np.ndarray:
-    return gain * np.sin(2 * np.pi * 440 * (np.arange(num_samples) / 16_000 - delay))
-
-
-@pytest.mark.parametrize(
-    ("suffix", "codec", "rate", "gains", "tolerance"),
-    [
-        (".mp4", "aac", 44_100, (0.5, 0.3), 0.02),
-        (".mp4", "aac", 48_000, (0.4,), 0.02),
-        (".mkv", "pcm_u8", 8_000, (0.4,), 0.012),
-        (".mkv", "pcm_f32le", 48_000, (0.6, 0.5, 0.4, 0.3, 0.2, 0.1), 1e-3),
-        (".mkv", "flac", 96_000, (0.9, -0.1), 1e-3),
-        (".mkv", "pcm_s16le", 16_000, (0.4,), 1e-4),
-        (".avi", "pcm_s16le", 22_050, (0.4, 0.2), 1e-3),
-        (".ts", "aac", 44_100, (0.5, 0.3), 0.02),
-        (".webm", "libopus", 48_000, (0.4, 0.4), 0.03),
-        (".flv", "aac", 44_100, (0.4,), 0.02),
-    ],
-)
-def test_sound_of_any_rate_layout_and_format_becomes_mono_at_16_khz(tmp_path, suffix, codec, rate, gains, tolerance):
-    path = tmp_path / f"clip{suffix}"
-    make_video(path, tone(2.0, rate, gains=gains), grey_pictures(20), rate=rate, audio_codec=codec)
-    record = read(path)
-    assert record.audio.dtype == np.int16
-    assert abs(len(record.audio) - 32_000) <= 2200  # codecs pad to whole frames; Matroska cannot say by how much
-    middle = slice(4_000, 28_000)
-    # MPEG-TS and FLV play the encoder's first frame too, and time 0 is where that begins.
-    delay = 1024 / rate if suffix in (".ts", ".flv") else 0.0
-    wanted = expected_tone(32_000, float(np.mean(gains)), delay)
-    assert np.abs(record.audio[middle] / 32768 - wanted[middle]).max() < tolerance
-    assert len(record.frames) == 2
-
-
-@pytest.mark.parametrize("fps", [10, 30])
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".avi"])
-def test_picture_i_is_the_one_shown_at_i_plus_a_half(tmp_path, suffix, fps):
-    pictures = grey_pictures(30)
-    pictures = np.repeat(pictures, 3, axis=0) if fps == 30 else pictures
-    path = make_video(tmp_path / f"clip{suffix}", tone(3.0), pictures, fps=fps)
-    levels = [decode_frame(jpeg).mean() for jpeg in read(path).frames]
-    first = 4 if suffix == ".ts" else 5  # there the first picture comes 23 ms after the sound's start, time 0
-    np.testing.assert_allclose(levels, [20 + 7 * (first + i) for i in (0, 10, 20)], atol=3.4)
-
-
-@pytest.mark.parametrize(("seconds", "num_frames"), [(1.2, 1), (1.6, 2), (2.4, 2), (3.0, 3)])
-def test_number_of_pictures_is_the_rounded_duration(tmp_path, seconds, num_frames):
-    path = make_video(tmp_path / "clip.mkv", tone(seconds), grey_pictures(round(seconds * 10)))
-    assert len(read(path).frames) == num_frames
-
-
-@pytest.mark.parametrize(("audio_seconds", "num_pictures"), [(4.0, 20), (2.0, 40)])
-def test_pictures_stop_with_the_shorter_stream(tmp_path, audio_seconds, num_pictures):
-    path = make_video(tmp_path / "clip.mkv", tone(audio_seconds), grey_pictures(num_pictures))
-    assert len(read(path).frames) == 2
-
-
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
-def test_late_sound_is_padded_and_late_pictures_are_shown_from_the_start(tmp_path, suffix):
-    late_sound = make_video(tmp_path / f"a{suffix}", tone(2.0), grey_pictures(25), audio_start=0.5)
-    audio = read(late_sound).audio / 32768
-    onset = int(np.argmax(np.abs(audio) > 0.1))
-    assert abs(onset - 8_000) <= 32  # containers round to a millisecond
-    late_pictures = make_video(tmp_path / f"b{suffix}", tone(2.4), grey_pictures(14), picture_start=1.0)
-    levels = [decode_frame(jpeg).mean() for jpeg in read(late_pictures).frames]
-    np.testing.assert_allclose(levels, [20, 20 + 7 * (4 if suffix == ".ts" else 5)], atol=3.4)
-
-
-def test_loud_float_sound_is_clipped_and_nan_is_refused(tmp_path):
-    loud = tone(1.5, 16_000, gains=(2.0,))
-    record = read(make_video(tmp_path / "a.mkv", loud, grey_pictures(15), rate=16_000, audio_codec="pcm_f32le"))
-    assert (record.audio.max(), record.audio.min()) == (32767, -32768)
-    loud[0, 5_000] = np.nan
-    broken = make_video(tmp_path / "b.mkv", loud, grey_pictures(15), rate=16_000, audio_codec="pcm_f32le")
-    assert refusal(broken) == Rejection("undecodable", "its audio holds NaN or infinity")
-
-
-def test_the_sound_of_a_video_alone(tmp_path):
-    both = make_video(tmp_path / "a.mp4", tone(2.0), grey_pictures(20))
-    sound = read_video_sound(both)
-    assert sound.dtype == np.float32
-    np.testing.assert_array_equal(np.rint(sound * 32768).astype(np.int16), read(both).audio)
-    bare = make_video(tmp_path / "b.mkv", tone(0.5, 16_000, gains=(0.4,)), rate=16_000)
-    np.testing.assert_allclose(read_video_sound(bare), expected_tone(8_000, 0.4), atol=1e-4)
-
-
-def test_a_video_without_usable_sound_is_an_input_error(tmp_path):
-    (tmp_path / "text.mp4").write_text("no video")
-    mute = make_video(tmp_path / "mute.mp4", None, grey_pictures(20))
-    for path, words in (
-        (tmp_path / "gone.mp4", "no such file"),
-        (mute, "no audio"),
-        (tmp_path / "text.mp4", "decoded"),
-    ):
-        with pytest.raises(InputError, match=f"{path.name}.*{words}"):
-            read_video_sound(path)
-
-
-def test_pictures_are_cropped_square_like_resizing_then_cropping(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (90, 161, 3), dtype=np.uint8)
-    for picture in (Image.fromarray(pixels), Image.fromarray(pixels.transpose(1, 0, 2).copy())):
-        longer = int(224 * 161 / 90)
-        sides = (longer, 224) if picture.width > picture.height else (224, longer)
-        resized = picture.resize(sides, Image.Resampling.BICUBIC)
-        left, top = round((sides[0] - 224) / 2), round((sides[1] - 224) / 2)
-        wanted = np.asarray(resized.crop((left, top, left + 224, top + 224)), np.int16)
-        assert np.abs(np.asarray(crop_square(picture), np.int16) - wanted).max() <= 1
-    assert crop_square(Image.new("RGB", (1, 8192))).size == (224, 224)
-
-
-def test_a_rotated_video_is_turned_upright(tmp_path):
-    pictures = np.full((12, 64, 64, 3), 220, np.uint8)
-    pictures[:, :, :32] = 30  # dark on the left
-    path = make_video(tmp_path / "clip.mp4", tone(1.2), pictures)
-    data = bytearray(path.read_bytes())
-    matrix = data.index(b"tkhd") + 4 + 40
-    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
-    path.write_bytes(data)
-    upright = decode_frame(read(path).frames[0])  # a quarter turn clockwise: the left is on top
-    assert upright[:100].mean() < 60
-    assert upright[124:].mean() > 190
-
-
-def test_each_reason_for_a_rejection(tmp_path, monkeypatch):
-    pictures = grey_pictures(20)
-    assert refusal(tmp_path / "none.mp4").reason == "missing"
-    assert refusal(make_video(tmp_path / "mute.mp4", None, pictures)).reason == "no_audio"
-    assert refusal(make_video(tmp_path / "blind.mp4", tone(2.0))).reason == "no_video"
-    assert refusal(make_video(tmp_path / "zeros.mp4", np.zeros((1, 88_200), np.float32), pictures)).reason == "silent"
-    faint = tone(2.0, 16_000, gains=(0.0009,))
-    assert refusal(make_video(tmp_path / "faint.mkv", faint, pictures, rate=16_000)).reason == "silent"
-    soft = tone(2.0, 16_000, gains=(0.0011,))
-    assert len(read(make_video(tmp_path / "soft.mkv", soft, pictures, rate=16_000)).frames) == 2
-    assert refusal(make_video(tmp_path / "short.mkv", tone(0.9), pictures)).reason == "too_short"
-    good = make_video(tmp_path / "good.mp4", tone(2.0), pictures)
-    for name, limit in {"MAX_FILE_BYTES": 1000, "MAX_SECONDS": 1, "MAX_PIXELS": 64 * 47}.items():
-        with monkeypatch.context() as patch:
-            patch.setattr(videos, name, limit)
-            assert refusal(good).reason == "oversize", name
-    assert isinstance(read_video(good, "good.mp4"), Record)
-
-
-def test_pictures_above_the_limit_are_never_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(videos, "MAX_PIXELS", 64 * 47)
-    for suffix in (".mkv", ".avi"):  # FFmpeg itself refuses to decode these, and does not tell their size
-        path = make_video(tmp_path / f"clip{suffix}", tone(2.0), grey_pictures(20))
-        assert refusal(path) == Rejection("undecodable", "its pictures are of unknown size, or above 3008 pixels")
-
-
-def test_bytes_that_are_no_video_are_undecodable_without_noise(tmp_path, capfd):
-    text = tmp_path / "notes.mp4"
-    text.write_text("This is not a video.\n" * 50)
-    (tmp_path / "empty.mp4").touch()
-    os.mkfifo(tmp_path / "pipe.mp4")
-    for path in (text, tmp_path / "empty.mp4", tmp_path / "pipe.mp4"):
-        assert refusal(path).reason == "undecodable"
-        assert refusal(path).detail
-        assert str(tmp_path) not in refusal(path).detail
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("options", [{}, {"movflags": "faststart"}])
-@pytest.mark.parametrize("kept", [0.2, 0.5, 0.8])
-def test_a_truncated_file_is_undecodable(tmp_path, options, kept):
-    noise = np.random.default_rng(0).normal(0, 0.1, (1, 132_300)).astype(np.float32)
-    path = make_video(tmp_path / "clip.mp4", noise, grey_pictures(30), options=options)
-    assert isinstance(read_video(path, "clip.mp4"), Record)
-    os.truncate(path, int(path.stat().st_size * kept))
-    assert refusal(path).reason == "undecodable"
-    with pytest.raises(InputError, match=r"clip\.mp4"):
-        read_video_sound(path)
-
-
-PLAYLISTS = {
-    "ffconcat": "ffconcat version 1.0\nfile {name}\n",
-    "hls": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:3\n#EXTINF:3.0,\n{name}\n#EXT-X-ENDLIST\n",
-    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static">'
-    "<Period><AdaptationSet><Representation><BaseURL>{name}</BaseURL></Representation></AdaptationSet></Period></MPD>",
-}
-
-
-@pytest.mark.parametrize("kind", PLAYLISTS)
-def test_a_playlist_under_a_videos_name_is_refused_and_opens_nothing(tmp_path, kind):
-    target = tmp_path / "secret.ts"
-    make_video(target, tone(2.0), grey_pictures(20))
-    playlist = tmp_path / "clip.mp4"
-    playlist.write_text(PLAYLISTS[kind].format(name=target.name))
-    assert refusal(playlist).reason == "undecodable"
-    target.unlink()
-    os.mkfifo(target)
-    opened = threading.Event()
-
-    def wait_for_a_reader() -> None:
-        os.close(os.open(target, os.O_WRONLY))  # returns once somebody opens the pipe to read
-        opened.set()
-
-    waiter = threading.Thread(target=wait_for_a_reader)
-    waiter.start()
-    try:
-        assert refusal(playlist).reason == "undecodable"
-        assert not opened.wait(0.1)
-    finally:
-        os.close(os.open(target, os.O_RDONLY | os.O_NONBLOCK))
-        waiter.join()
-
-
-def test_without_the_guard_a_playlist_would_be_followed(tmp_path):
-    import av
-
-    make_video(tmp_path / "secret.ts", tone(2.0), grey_pictures(20))
-    playlist = tmp_path / "clip.mp4"
-    playlist.write_text(PLAYLISTS["ffconcat"].format(name="secret.ts"))
-    with av.open(str(playlist)) as container:
-        assert container.streams.audio
+from tests.data_prep.made_media import grey_pictures, make_video, tone
 
 
 def test_find_lists_videos_sorted_and_ignores_other_files(tmp_path):
@@ -312,7 +82,8 @@ def test_prepare_writes_records_ledger_and_manifest(tmp_path):
     table = tmp_path / "labels.csv"
     rows = [f"clip{n}.mkv,{label},{split}" for n, (label, split) in enumerate([("dog", "train"), ("cat", "test")] * 2)]
     table.write_text("\n".join(["video,label,split", *rows, "notes.mp4,dog,train", "gone.mp4,cat,train"]))
-    prepare_videos(folder, tmp_path / "out", labels_csv=table, num_workers=0, command=("clipsep", "prepare"))
+    run = PoolRunner(num_workers=0)
+    write_records(find_videos(folder, table), read_video, tmp_path / "out", run=run, max_rejected=0.5)
     records = RecordSet(tmp_path / "out")
     assert records.manifest.counts == {"inputs": 6, "accepted": 4, "rejected": 2}
     assert records.manifest.labels == {"cat": 2, "dog": 2}
@@ -322,14 +93,14 @@ def test_prepare_writes_records_ledger_and_manifest(tmp_path):
     assert [line.reason for line in ledger] == ["", "", "", "", "undecodable", "missing"]
     assert (ledger[0].num_frames, ledger[0].duration_seconds) == (2, 1.5)
     assert ledger[0].peak_dbfs == pytest.approx(20 * np.log10(0.4), abs=0.05)
-    assert "undecodable" in summary(ledger)
 
 
 @pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
     folder = make_folder(tmp_path / "in")
     for num_workers in (0, 1, 2):
-        prepare_videos(folder, tmp_path / f"out{num_workers}", num_workers=num_workers, block_size=2)
+        run = PoolRunner(num_workers)
+        write_records(find_videos(folder), read_video, tmp_path / f"out{num_workers}", run=run, block_size=2)
     assert files_of(tmp_path / "out0") == files_of(tmp_path / "out1") == files_of(tmp_path / "out2")
     assert "manifest.json" in files_of(tmp_path / "out0")
 
@@ -337,7 +108,8 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
 @pytest.mark.slow
 def test_real_videos_are_all_accounted_for(tmp_path, real_data):
     folder = real_data / "sounding-photos"
-    prepare_videos(folder / "videos", tmp_path / "out", labels_csv=folder / "index.csv", num_workers=2)
+    inputs = find_videos(folder / "videos", folder / "index.csv")
+    write_records(inputs, read_video, tmp_path / "out", run=PoolRunner(2))
     records = RecordSet(tmp_path / "out")
     counts = records.manifest.counts
     assert counts["accepted"] + counts["rejected"] == counts["inputs"] == 121

@@ -1,27 +1,26 @@
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clipsep_jax.queries import EmbeddingTable
-from clipsep_jax.records import EncoderInfo, Record, RecordSet, decode_frame
+from clipsep_jax.records import Record, RecordSet
 from clipsep_jax.structures import InputError
+from data_prep.inputs import Input
 from data_prep.ledger import Rejection, read_ledger
-from data_prep.writer import write_records
-from tests.data_prep.fakes import FakeEncoder, die_at_003, files_of, make_inputs, read_fake, read_nothing
+from data_prep.writer import PoolRunner, write_records
+from tests.data_prep.fakes import die_at_003, files_of, hang_at_003, make_inputs, read_fake, read_nothing
 
 
 def write(out: Path, inputs=None, read=read_fake, **options):
-    options = {"num_workers": 0, "block_size": 4} | options
+    options = {"run": PoolRunner(num_workers=0), "block_size": 4} | options
     return write_records(make_inputs(10) if inputs is None else inputs, read, out, **options)
 
 
 def stop_at(number: int):
-    def read(path: Path, id: str, label: str) -> Record | Rejection:
-        if int(path.stem) == number:
+    def read(source: Input) -> Record | Rejection:
+        if int(source.path.stem) == number:
             raise KeyboardInterrupt
-        return read_fake(path, id, label)
+        return read_fake(source)
 
     return read
 
@@ -41,28 +40,10 @@ def test_every_input_is_in_its_split_and_in_the_ledger(tmp_path):
     assert [line.input for line in ledger] == [f"{n:03d}.mp4" for n in range(10)]
     assert [line.input for line in ledger if line.reason == "silent"] == ["004.mp4", "009.mp4"]
     names = sorted(files_of(tmp_path / "out"))
-    shards = [f"{split}-{n:05d}.tfrecord" for split in ("test", "train") for n in range(3)]
-    shards.remove("test-00002.tfrecord")
+    shards = [f"{split}-{n:05d}.tfrecord" for split, count in (("test", 2), ("train", 3)) for n in range(count)]
     indexes = [f"{name}.index.jsonl" for name in shards]
-    assert names == sorted(["ledger.jsonl", "manifest.json", *shards, *indexes])
-
-
-def test_embeddings_are_those_of_the_stored_pictures(tmp_path):
-    manifest = write(tmp_path / "out", encoder=FakeEncoder())
-    assert manifest.encoder == EncoderInfo("fake", "0" * 64, 3)
-    for record in RecordSet(tmp_path / "out").split("train"):
-        wanted = [decode_frame(jpeg).mean(axis=(0, 1), dtype=np.float32) for jpeg in record.frames]
-        np.testing.assert_allclose(record.frame_embeddings, wanted, rtol=1e-5)
-    table = EmbeddingTable.load(tmp_path / "out" / "label_embeddings.safetensors")
-    assert table.labels == ("cat", "dog")
-    assert table.lookup("dog")[0] == len("a photo of dog")
-
-
-def test_unlabeled_records_have_no_label_table(tmp_path):
-    inputs = [replace(source, label="") for source in make_inputs(3)]
-    manifest = write(tmp_path / "out", inputs, encoder=FakeEncoder())
-    assert manifest.labels == {}
-    assert not (tmp_path / "out" / "label_embeddings.safetensors").exists()
+    for_tfds = ["dataset_info.json", "features.json"]
+    assert names == sorted(["ledger.jsonl", "manifest.json", *for_tfds, *shards, *indexes])
 
 
 @pytest.mark.parametrize("number", [0, 3, 4, 9])
@@ -72,19 +53,21 @@ def test_a_rerun_goes_on_after_the_last_finished_block(tmp_path, number):
     with pytest.raises(KeyboardInterrupt):
         write(out, read=stop_at(number))
     assert not (out / "manifest.json").exists()
-    finished = {path: path.stat() for path in out.glob("*.tfrecord*")}
-    assert {int(path.name.split("-")[1][:5]) for path in finished} == set(range(number // 4))
+    parts = list(out.glob("parts/*.json"))
+    assert {int(path.stem) for path in parts} == set(range(number // 4))
+    finished = {
+        path.stat().st_ino: path.stat().st_mtime_ns for part in parts for path in part.with_suffix("").iterdir()
+    }
     read = []
 
-    def count(path: Path, id: str, label: str) -> Record | Rejection:
-        read.append(int(path.stem))
-        return read_fake(path, id, label)
+    def count(source: Input) -> Record | Rejection:
+        read.append(int(source.path.stem))
+        return read_fake(source)
 
     write(out, read=count)
     assert read == list(range(number // 4 * 4, 10))
-    assert all(
-        (path.stat().st_mtime_ns, path.stat().st_ino) == (s.st_mtime_ns, s.st_ino) for path, s in finished.items()
-    )
+    now = {path.stat().st_ino: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert finished.items() <= now.items()
     assert files_of(out) == files_of(tmp_path / "whole")
 
 
@@ -93,7 +76,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert write(tmp_path / "out", read=stop_at(0), command=("second",)) == manifest
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
-    assert "nothing to do" in capsys.readouterr().err
+    assert "nothing to read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -105,7 +88,7 @@ def test_a_folder_of_other_inputs_or_options_is_refused(tmp_path, finished):
         with pytest.raises(KeyboardInterrupt):
             write(out, read=stop_at(5))
     before = files_of(out)
-    for options in ({"inputs": make_inputs(9)}, {"block_size": 5}, {"encoder": FakeEncoder()}):
+    for options in ({"inputs": make_inputs(9)}, {"block_size": 5}, {"audio_encoding": "flac"}):
         with pytest.raises(InputError, match="other inputs or options"):
             write(out, **options)
     assert files_of(out) == before
@@ -140,24 +123,56 @@ def test_when_every_input_is_rejected_the_ledger_says_why(tmp_path):
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_a_bad_template_is_refused_before_the_work(tmp_path):
-    with pytest.raises(InputError, match=r"must hold \{\} once"):
-        write(tmp_path / "out", template="a photo")
-    assert not (tmp_path / "out").exists()
+def test_too_many_rejected_inputs_fail_after_the_ledger_is_written(tmp_path):
+    assert write(tmp_path / "just enough", max_rejected=0.2).counts["rejected"] == 2
+    inputs, out = [*make_inputs(10), Input("014.mp4", Path("014.mp4"), "", "train")], tmp_path / "out"
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"3 of 11 inputs .* \(3 silent\), a share of 0\.27; .*--max-rejected"):
+            write(out, inputs)
+        assert sum(line.reason == "silent" for line in read_ledger(out / "ledger.jsonl")) == 3
+        assert not (out / "manifest.json").exists()
+    manifest = write(out, inputs, read=stop_at(0), max_rejected=0.3)  # nothing is read again
+    assert manifest.counts == {"inputs": 11, "accepted": 8, "rejected": 3}
+
+
+def test_flac_records_are_equal_and_smaller(tmp_path):
+    pcm16, flac = (write(tmp_path / name, audio_encoding=name) for name in ("pcm16", "flac"))
+    assert (pcm16.audio_encoding, flac.audio_encoding) == ("pcm16", "flac")
+    for split in pcm16.splits:
+        first, second = (RecordSet(tmp_path / name).split(split) for name in ("pcm16", "flac"))
+        for a, b in zip(first, second, strict=True):
+            np.testing.assert_array_equal(a.audio, b.audio)
+            assert (a.id, a.label, a.frames, b.audio.dtype) == (b.id, b.label, b.frames, np.int16)
+    sizes = [sum(shard.num_bytes for s in manifest.splits.values() for shard in s) for manifest in (pcm16, flac)]
+    assert sizes[1] < sizes[0]
+
+
+def test_the_same_file_under_another_name_is_a_duplicate(tmp_path):
+    (tmp_path / "in").mkdir()
+    inputs = make_inputs(5, tmp_path / "in")
+    for source, data in zip(inputs, (b"one", b"two", b"one", b"three", b"two"), strict=True):
+        source.path.write_bytes(data)
+    write(tmp_path / "out", inputs, max_rejected=0.5)
+    ledger = read_ledger(tmp_path / "out" / "ledger.jsonl")
+    assert [line.reason for line in ledger] == ["", "", "duplicate", "", "duplicate"]
+    assert ledger[2].detail == "it is the same as 000.mp4"
 
 
 @pytest.mark.slow
 def test_workers_give_the_same_bytes_in_the_same_order(tmp_path):
     write(tmp_path / "here", make_inputs(40))
-    write(tmp_path / "there", make_inputs(40), num_workers=2)
+    write(tmp_path / "there", make_inputs(40), run=PoolRunner(2))
     assert files_of(tmp_path / "here") == files_of(tmp_path / "there")
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_an_input_error_that_names_the_file(tmp_path):
-    with pytest.raises(InputError, match=r"worker process died while it read one of .*003\.mp4"):
-        write(tmp_path / "out", read=die_at_003, block_size=2, num_workers=1)
-    assert not (tmp_path / "out" / "manifest.json").exists()
-    write(tmp_path / "out", block_size=2)
-    write(tmp_path / "whole", block_size=2)
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+def test_a_child_that_dies_or_hangs_costs_its_input_alone(tmp_path):
+    for name, read, reason, words in (
+        ("died", die_at_003, "undecodable", "its decoder died (SIGKILL)"),
+        ("hung", hang_at_003, "timeout", "it took longer than 3 s"),
+    ):
+        write(tmp_path / name, read=read, block_size=2, run=PoolRunner(1, time_limit_seconds=3.0), max_rejected=0.5)
+        ledger = read_ledger(tmp_path / name / "ledger.jsonl")
+        assert (ledger[3].reason, ledger[3].detail) == (reason, words)
+        assert [line.input for line in ledger if line.reason == "silent"] == ["004.mp4", "009.mp4"]
+        assert sum(line.status == "accepted" for line in ledger) == 7

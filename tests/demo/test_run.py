@@ -10,7 +10,7 @@ import soundfile
 from clipsep_jax.cli import main
 from clipsep_jax.demo import own_videos, run
 from configs import base
-from tests.data_prep import media
+from tests.data_prep import made_media as media
 
 
 @pytest.fixture

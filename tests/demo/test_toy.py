@@ -16,6 +16,7 @@ from clipsep_jax.encoders.clip import load_clip
 from clipsep_jax.queries import EmbeddingTable
 from clipsep_jax.records import LABEL_EMBEDDINGS_NAME, RecordSet, decode_frame
 from clipsep_jax.structures import InputError
+from data_prep.inputs import Input
 
 SECONDS = 6
 
@@ -126,7 +127,7 @@ def test_a_share_of_the_training_clips_alone_has_off_screen_noise(monkeypatch):
     monkeypatch.setattr("clipsep_jax.demo.toy.synthesize", lambda kind, rng, split, n: np.zeros(n, np.float32))
     monkeypatch.setattr("clipsep_jax.demo.toy.draw_clip", lambda *_: [])
     for split in ("train", "validation", "test"):
-        clips = [ClipMaker(0)(Path(), f"{split}/{i:05d}", "dog") for i in range(40)]
+        clips = [ClipMaker(0)(Input(f"{split}/{i:05d}", Path(), "dog", split)) for i in range(40)]
         noisy.append(np.mean([clip.audio.any() for clip in clips]))
     assert abs(noisy[0] - OFF_SCREEN_SHARE) < 0.2
     assert noisy[1:] == [0, 0]
@@ -195,9 +196,10 @@ def test_an_interrupted_toy_set_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_clip_depends_on_its_name_and_the_seed():
     maker = ClipMaker(0)
-    first, again = (maker(Path(), "test/00001", "bell") for _ in range(2))
+    source = Input("test/00001", Path(), "bell", "test")
+    first, again = (maker(source) for _ in range(2))
     np.testing.assert_array_equal(first.audio, again.audio)
     assert first.frames == again.frames
-    other = dataclasses.replace(maker, seed=1)(Path(), "test/00001", "bell")
+    other = dataclasses.replace(maker, seed=1)(source)
     assert other.frames != first.frames
     assert (other.audio != first.audio).any()

@@ -1,0 +1,62 @@
+"""Preparing on a cluster with Apache Beam; each block is one element of the pipeline.
+
+The workers must see inputs and output under the same paths, as on a shared file system or a mounted bucket.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from clipsep_jax.structures import InputError
+from data_prep.pool import Reader, ReaderPool
+from data_prep.writer import Block, write_block
+
+
+@dataclass(frozen=True)
+class BeamRunner:
+    """Runs the blocks in a Beam pipeline.
+
+    Attributes:
+        runner: DirectRunner, FlinkRunner, SparkRunner, DataflowRunner, or another of Beam's.
+        arguments: of the pipeline, such as "--flink_master=host:8081".
+    """
+
+    runner: str
+    arguments: tuple[str, ...] = ()
+    time_limit_seconds: float = 600.0
+
+    def __call__(self, blocks: Sequence[Block], read: Reader, num_done: int) -> None:
+        """Run the pipeline and wait for its end; see `data_prep.writer.Runner`.
+
+        Raises:
+            InputError: the pipeline failed.
+        """
+        try:
+            options = PipelineOptions([f"--runner={self.runner}", *self.arguments])
+            with beam.Pipeline(options=options) as pipeline:
+                _ = (
+                    pipeline
+                    | "blocks" >> beam.Create(list(blocks))
+                    | "write" >> beam.ParDo(_WriteBlock(read, self.time_limit_seconds))
+                )
+        except Exception as error:  # of whatever kind each of Beam's runners raises
+            why = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise InputError(f"The pipeline on {self.runner} failed ({why}); run the same command to go on.") from error
+
+
+class _WriteBlock(beam.DoFn):
+    def __init__(self, read: Reader, time_limit_seconds: float) -> None:
+        self._read, self._limit = read, time_limit_seconds
+
+    def setup(self) -> None:
+        self._pool = ReaderPool(self._read, 1, self._limit)
+        self._pool.__enter__()
+
+    def process(self, block: Block) -> Iterator[int]:
+        write_block(block, self._pool.outcomes(block.inputs))
+        yield block.number
+
+    def teardown(self) -> None:
+        self._pool.__exit__(None, None, None)

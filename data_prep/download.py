@@ -1,0 +1,178 @@
+"""Fetching the videos of a list with yt-dlp: one at a time, with pauses, resumable, a line of a ledger each."""
+
+import csv
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from clipsep_jax.structures import InputError
+from data_prep import music
+from data_prep.media import MAX_FILE_BYTES
+from data_prep.videos import VIDEO_SUFFIXES
+
+DOWNLOAD_LEDGER_NAME = "download.jsonl"
+URL = "https://www.youtube.com/watch?v={}"
+FORMAT = "b[height<=480][ext=mp4]/b[height<=480]/b"  # one file with sound, so that nothing must be merged
+MAX_BLOCKED = 5  # refusals in a row after which to stop asking
+
+_ID = re.compile(r"[\w-]+")
+_GONE = re.compile(
+    r"unavailable|private|removed|terminated|no longer|not available|does not exist|HTTP Error (404|410)", re.IGNORECASE
+)
+_BLOCKED = re.compile(r"HTTP Error (403|429)|too many requests|sign in to confirm", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class DownloadLine:
+    """What became of one video: "downloaded", or "failed" with a reason: gone, blocked, or error."""
+
+    id: str
+    status: str
+    reason: str = ""
+    detail: str = ""
+    file: str = ""
+    num_bytes: int | None = None
+
+
+def read_ids(path: Path) -> list[str]:
+    """The ids of a list, each once: vggsound.csv, a list of MUSIC (.json) or of the official code, or an id a line.
+
+    Raises:
+        InputError: the file is missing or holds something that is no id.
+    """
+    if path.suffix == ".json":
+        ids = [video for _, video in music.read_list(path)]
+    elif not path.is_file():
+        raise InputError(f"There is no file {path}; give vggsound.csv, a list of MUSIC, or a file with an id a line.")
+    else:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = [row[0].strip() for row in csv.reader(file) if row and row[0].strip()]
+        ids = [PurePosixPath(word).stem if "/" in word else word for word in first]
+    wrong = [id for id in ids if not _ID.fullmatch(id)]
+    if wrong or not ids:
+        raise InputError(f"{path} holds {wrong[0]!r}, which is no id of a video." if wrong else f"{path} is empty.")
+    return list(dict.fromkeys(ids))
+
+
+def download(
+    ids: Sequence[str],
+    out: Path,
+    *,
+    url: str = URL,
+    pause_seconds: float = 5.0,
+    retry_gone: bool = False,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[DownloadLine]:
+    """Fetch the videos into `out/ID.mp4` (or another suffix of videos), and add a line each to `out/download.jsonl`.
+
+    Videos that are there, or known to be gone, are passed over; a half-fetched file is continued.
+
+    Args:
+        url: of a video, with {} for its id.
+        pause_seconds: between two videos.
+        retry_gone: ask again for those that were gone.
+
+    Returns:
+        The last line of each id.
+
+    Raises:
+        InputError: yt-dlp is not installed, or the server refuses again and again.
+    """
+    if url.count("{}") != 1:
+        raise InputError(f"The address {url!r} must hold {{}} once, in the place of the id.")
+    out.mkdir(parents=True, exist_ok=True)
+    ledger = out / DOWNLOAD_LEDGER_NAME
+    known = {line.id: line for line in _read_lines(ledger)}
+    lines, num_blocked, asked = [], 0, False
+    with tqdm(ids, unit="video", file=sys.stderr) as progress:
+        for id in progress:
+            earlier, there = known.get(id), _downloaded(id, out)
+            if there:
+                line = there
+            elif earlier and earlier.reason == "gone" and not retry_gone:
+                line = earlier
+            else:
+                if asked:
+                    sleep(pause_seconds)
+                asked = True
+                line = _fetch(id, out, url.format(id))
+            if line != earlier:
+                _append(ledger, line)
+            lines.append(line)
+            progress.set_postfix(failed=sum(line.status == "failed" for line in lines), refresh=False)
+            num_blocked = num_blocked + 1 if line.reason == "blocked" else 0
+            if num_blocked == MAX_BLOCKED:
+                raise InputError(f"The server refused {MAX_BLOCKED} times in a row ({line.detail}); go on later.")
+    return lines
+
+
+def _fetch(id: str, out: Path, url: str) -> DownloadLine:
+    try:
+        from yt_dlp import YoutubeDL
+        from yt_dlp.utils import DownloadError
+    except ImportError:
+        raise InputError("yt-dlp is not installed; run: pip install 'clipsep-jax[download]'") from None
+    options = {
+        "format": FORMAT,
+        "paths": {"home": str(out)},
+        "outtmpl": f"{id}.%(ext)s",
+        "max_filesize": MAX_FILE_BYTES,
+        "noplaylist": True,
+        "retries": 3,
+        "retry_sleep_functions": {"http": lambda n: 2**n},
+        "socket_timeout": 30,
+        "quiet": True,
+        "noprogress": True,
+        "no_warnings": True,
+        "logger": _Silence(),
+        "cachedir": False,
+    }
+    try:
+        with YoutubeDL(options) as fetcher:
+            fetcher.extract_info(url)
+    except DownloadError as error:
+        detail = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).removeprefix("ERROR: ").strip()
+        reason = "blocked" if _BLOCKED.search(detail) else "gone" if _GONE.search(detail) else "error"
+        return DownloadLine(id, "failed", reason, detail)
+    return _downloaded(id, out) or DownloadLine(id, "failed", "error", "no video file came out of it")
+
+
+def _downloaded(id: str, out: Path) -> DownloadLine | None:
+    paths = [out / f"{id}{suffix}" for suffix in sorted(VIDEO_SUFFIXES)]
+    found = [path for path in paths if path.is_file()]
+    return DownloadLine(id, "downloaded", file=found[0].name, num_bytes=found[0].stat().st_size) if found else None
+
+
+class _Silence:
+    """Takes yt-dlp's messages: what matters is in the ledger."""
+
+    def debug(self, message: str) -> None: ...
+    def warning(self, message: str) -> None: ...
+    def error(self, message: str) -> None: ...
+
+
+def _append(ledger: Path, line: DownloadLine) -> None:
+    with ledger.open("ab") as file:
+        file.write(json.dumps(asdict(line)).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_lines(ledger: Path) -> Iterator[DownloadLine]:
+    """The lines so far; one that was cut off when its process was killed is dropped."""
+    data = ledger.read_bytes() if ledger.is_file() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        os.truncate(ledger, len(whole))
+    try:
+        for line in whole.splitlines():
+            yield DownloadLine(**json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{ledger} is no ledger of downloads; move it away, or name another folder.") from error

@@ -1,0 +1,99 @@
+"""Reading many inputs, each under a time limit in a child process, so that no file can end the run."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from multiprocessing.connection import wait
+from types import TracebackType
+
+from pebble import ProcessExpired, ProcessPool
+
+from clipsep_jax.records import Record
+from data_prep.inputs import Input
+from data_prep.ledger import Rejection
+
+Outcome = Record | Rejection
+Reader = Callable[[Input], Outcome]  # must be a module's function, or a partial of one, to reach the children
+
+_AHEAD = 4  # inputs given to each process before the first is done
+
+
+class ReaderPool:
+    """Processes that read inputs, as a context manager.
+
+    A child that takes too long or dies is replaced, and costs the input that it read.
+    """
+
+    def __init__(self, read: Reader, num_workers: int, time_limit_seconds: float) -> None:
+        """Start nothing yet; with no workers, inputs are read in this process and without a limit."""
+        self._read = read
+        self._num_workers = num_workers
+        self._limit = time_limit_seconds
+        self._pool: ProcessPool | None = None
+
+    def __enter__(self) -> "ReaderPool":
+        if self._num_workers:
+            context = multiprocessing.get_context("spawn")  # threads of this process are no good for a fork
+            self._pool = ProcessPool(self._num_workers, initializer=_start_child, context=context)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool:
+            self._pool.stop()
+            self._pool.join()
+
+    def outcomes(self, inputs: Iterable[Input]) -> Iterator[Outcome]:
+        """The outcomes in the order of the inputs, which are read a bounded number ahead."""
+        pending: deque[Future | Rejection] = deque()
+        for source in inputs:
+            pending.append(self._begin(source))
+            if len(pending) > _AHEAD * self._num_workers:
+                yield self._end(pending.popleft())
+        while pending:
+            yield self._end(pending.popleft())
+
+    def _begin(self, source: Input) -> Future | Rejection:
+        if source.duplicate_of:
+            again = source.duplicate_of == source.id
+            return Rejection("duplicate", "it is listed again" if again else f"it is the same as {source.duplicate_of}")
+        if self._pool:
+            return self._pool.schedule(self._read, (source,), timeout=self._limit)
+        future: Future = Future()
+        future.set_result(self._read(source))
+        return future
+
+    def _end(self, pending: Future | Rejection) -> Outcome:
+        if isinstance(pending, Rejection):
+            return pending
+        try:
+            return pending.result()
+        except TimeoutError:
+            return Rejection("timeout", f"it took longer than {self._limit:g} s")
+        except ProcessExpired as error:
+            return Rejection("undecodable", f"its decoder died ({_cause(error.exitcode)})")
+
+
+def _cause(exit_code: int) -> str:
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:
+        return f"exit code {exit_code}"
+
+
+def _start_child() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Children of a process that was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,67 @@
+"""Whether a folder of records is as it was written: every byte of every shard and index."""
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from clipsep_jax.queries import EmbeddingTable
+from clipsep_jax.records import (
+    LABEL_EMBEDDINGS_NAME,
+    CorruptRecordError,
+    RecordSplit,
+    Shard,
+    decode_frame,
+    index_line,
+    index_path,
+    read_manifest,
+)
+from clipsep_jax.structures import InputError
+
+
+def verify(folder: Path) -> Iterator[str]:
+    """Check every record, shard and index, and give a sentence for each that is not as it was written.
+
+    Raises:
+        InputError: there is no complete folder of records.
+    """
+    manifest = read_manifest(folder)
+    shards = [shard for split in manifest.splits.values() for shard in split]
+    with tqdm(total=sum(shard.num_bytes for shard in shards), unit="B", unit_scale=True, file=sys.stderr) as progress:
+        for shard in shards:
+            yield from shard_problems(folder, shard)
+            progress.update(shard.num_bytes)
+    if (folder / LABEL_EMBEDDINGS_NAME).is_file():
+        try:
+            EmbeddingTable.load(folder / LABEL_EMBEDDINGS_NAME)
+        except InputError as error:
+            yield str(error)
+
+
+def shard_problems(folder: Path, shard: Shard) -> Iterator[str]:
+    """The sentences of one shard."""
+    path = folder / shard.name
+    try:
+        split = RecordSplit(folder, "", [shard])
+    except InputError as error:
+        yield str(error)
+        return
+    lines, intact = [], True
+    for number, entry in enumerate(split.entries):
+        try:
+            record = split[number]
+            for jpeg in record.frames:
+                decode_frame(jpeg)
+            lines.append(index_line(record, entry.offset, entry.length))
+        except CorruptRecordError as error:
+            intact = False
+            yield str(error) if path.name in str(error) else f"{path}: record {number}: {error}"
+    if not intact:
+        return
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            yield f"{path} is not the file that the manifest names (another SHA-256); restore it or prepare it again."
+    if index_path(path).read_bytes() != b"".join(lines):
+        yield f"{index_path(path)} does not tell what its shard holds; restore it or prepare the records again."
