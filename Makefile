@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo install test check soak bench clean
+.PHONY: demo install test check soak test-tfds bench clean
 
 demo: .venv/.runtime
 	$(BIN)/clipsep demo --out runs/demo
@@ -22,6 +22,10 @@ check: .venv/.test
 soak: .venv/.test
 	$(BIN)/pytest -m soak
 
+test-tfds: .venv/.test .venv-tfds/.ready
+	$(BIN)/python -m tests.tfds.write_records build/tfds
+	.venv-tfds/bin/python tests/tfds/read_records.py build/tfds
+
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks
 
@@ -39,5 +43,12 @@ bench: .venv/.bench
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	touch $@
 
+# TensorFlow wants other versions of what JAX uses too.
+.venv-tfds/.ready:
+	$(PYTHON) -m venv .venv-tfds
+	.venv-tfds/bin/python -m pip install --quiet --upgrade pip
+	.venv-tfds/bin/python -m pip install --quiet tensorflow-cpu "tensorflow-datasets>=4.9.6" soundfile
+	touch $@
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-tfds build *.egg-info .pytest_cache .mypy_cache .ruff_cache

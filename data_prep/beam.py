@@ -3,6 +3,7 @@
 The workers must see inputs and output under the same paths, as on a shared file system or a mounted bucket.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ class BeamRunner:
         Raises:
             InputError: the pipeline failed.
         """
+        print(f"{len(blocks)} blocks of clips run on {self.runner}.", file=sys.stderr)
         try:
             options = PipelineOptions([f"--runner={self.runner}", *self.arguments])
             with beam.Pipeline(options=options) as pipeline:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 RUNNERS = ("DirectRunner", "FlinkRunner", "SparkRunner", "DataflowRunner")
 
 # Options, of one value each, that do not change the records: the manifest does not remember them.
-_WITHOUT_TRACE = ("--workers", "--time-limit", "--max-rejected", "--runner", "--beam-option")
+_WITHOUT_TRACE = ("--out", "--workers", "--time-limit", "--max-rejected", "--runner", "--beam-option")
 
 
 def describe(parser: argparse.ArgumentParser) -> None:

@@ -112,7 +112,7 @@ def plot_loudness(path: Path, ledger: Sequence[LedgerLine]) -> None:
     bins = [*range(-90, 1, 2)]
     axes.hist([line.rms_dbfs or 0.0 for line in accepted], bins, alpha=0.7, label="level (root mean square)")
     axes.hist([line.peak_dbfs or 0.0 for line in accepted], bins, histtype="step", linewidth=1.5, label="peak")
-    axes.set(xlabel="dB below full scale", ylabel="clips", title=f"Loudness of {len(accepted):,} clips")
+    axes.set(xlabel="dB relative to full scale", ylabel="clips", title=f"Loudness of {len(accepted):,} clips")
     axes.legend()
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120)

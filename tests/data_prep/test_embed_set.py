@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from clipsep_jax.structures import InputError
 from data_prep.embed import embed_record_set, embed_records, label_table
 from data_prep.writer import PoolRunner, write_records
 from tests.data_prep.fakes import FakeEncoder, files_of, make_inputs, read_fake, read_sound_alone
+from tests.data_prep.killing import finishes_before
 
 
 class PlacedEncoder(FakeEncoder):
@@ -159,32 +159,8 @@ def test_an_encoder_of_pictures_alone_leaves_no_table_of_another(records):
     assert RecordSet(records).encoder == EncoderInfo("resnet18:there", "2" * 64, 3)
 
 
-class Killed(BaseException):
-    pass
-
-
 def finishes(number: int, monkeypatch, folder: Path, encoder, **options) -> bool:
-    """Embed a set, but let nothing happen to the files from operation `number` on, as when the process is gone."""
-    count = 0
-
-    def mortal(operate):
-        def run(*args, **kwargs):
-            nonlocal count
-            count += 1
-            if count > number:
-                raise Killed
-            return operate(*args, **kwargs)
-
-        return run
-
-    with monkeypatch.context() as patch:
-        for name in ("replace", "unlink", "rmdir", "mkdir", "fsync"):
-            patch.setattr(os, name, mortal(getattr(os, name)))
-        try:
-            embed_record_set(folder, encoder, **options)
-        except Killed:
-            return False
-    return True
+    return finishes_before(number, monkeypatch, lambda: embed_record_set(folder, encoder, **options))
 
 
 def assert_readable_or_refused(folder: Path, wholes: list[list[bytes]]) -> None:
