@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"clipsep: {_os_error(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        print(f"clipsep: {stop or 'interrupted'}.", file=sys.stderr)
+        print(f"clipsep: {str(stop) or 'interrupted'}.", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 

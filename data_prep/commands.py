@@ -224,19 +224,22 @@ def _prepare(options: argparse.Namespace, inputs: "list[Input]", read: "Reader")
         from clipsep_jax.encoders.clip import load_clip
 
         encoder = load_clip(options.clip)  # before the long work
-    manifest = write_records(
-        inputs,
-        read,
-        options.out,
-        run=_runner(options),
-        audio_encoding=options.audio,
-        max_rejected=options.max_rejected,
-        command=("clipsep", *_remembered(sys.argv[1:])),
-    )
-    if encoder:
-        from data_prep.embed import embed_record_set
+    try:
+        manifest = write_records(
+            inputs,
+            read,
+            options.out,
+            run=_runner(options),
+            audio_encoding=options.audio,
+            max_rejected=options.max_rejected,
+            command=("clipsep", *_remembered(sys.argv[1:])),
+        )
+        if encoder:
+            from data_prep.embed import embed_record_set
 
-        embed_record_set(options.out, encoder)
+            embed_record_set(options.out, encoder)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; run the same command again to go on") from None
     print(summary(read_ledger(options.out / LEDGER_NAME)))
     print(f"{manifest.counts['accepted']} records are in {options.out}.")
 
