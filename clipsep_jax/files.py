@@ -1,6 +1,7 @@
 """Writing files so that none is ever seen half-written."""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` for writing; it takes that name only once it is complete and on disk."""
-    temporary = path.with_name(path.name + ".partial")
+    """Open a temporary file beside `path` for writing; it takes that name only once it is complete and on disk.
+
+    The temporary name, `*.partial`, is no other process's and no other thread's.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
         with temporary.open("wb") as file:
             yield file

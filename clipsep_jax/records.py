@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,11 @@ AUDIO_ENCODINGS = ("pcm16", "flac")
 
 MANIFEST_NAME = "manifest.json"
 LABEL_EMBEDDINGS_NAME = "label_embeddings.safetensors"
+EMBEDDING_NAME = "embedding.partial"  # a folder beside the shards, while they are rewritten
 
 _MAX_FRAME_SIDE = 4096  # pixels; a stored picture above it is taken for damage or an attack
 _TEXT = ("utf-8", "surrogateescape")  # a file name need not be valid UTF-8
-_MAX_FLAC_SAMPLES = 2**30  # of one clip, 18 hours; FLAC can hold a lot of silence in a few bytes
+_MAX_FLAC_SAMPLES = 2**25  # of one clip, 35 minutes; FLAC can hold a lot of silence in a few bytes
 
 
 class CorruptRecordError(InputError):
@@ -216,20 +217,47 @@ def index_path(shard: Path) -> Path:
     return shard.with_name(shard.name + ".index.jsonl")
 
 
+class ShardWriter:
+    """Writes records into a shard and their offset index, as a context manager; see `write_shard`.
+
+    Attributes:
+        shard: what was written, once the context is left without an error.
+    """
+
+    shard: "Shard"
+
+    def __init__(self, path: Path, audio_encoding: str = "pcm16"):
+        self._path, self._audio_encoding = path, audio_encoding
+        self._digest, self._offset, self._lines = hashlib.sha256(), 0, list[bytes]()
+        self._file = atomic_write(path)
+
+    def __enter__(self) -> "ShardWriter":
+        self._stream = self._file.__enter__()
+        return self
+
+    def add(self, record: Record) -> None:
+        """Write one more record."""
+        data = encode_record(record, self._audio_encoding)
+        record_bytes = framed(data)
+        self._stream.write(record_bytes)
+        self._digest.update(record_bytes)
+        self._lines.append(index_line(record, self._offset, len(data)))
+        self._offset += len(record_bytes)
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.__exit__(*error)
+        if error[0] is None:
+            with atomic_write(index_path(self._path)) as file:
+                file.writelines(self._lines)
+            self.shard = Shard(self._path.name, len(self._lines), self._offset, self._digest.hexdigest())
+
+
 def write_shard(path: Path, records: Iterable[Record], audio_encoding: str = "pcm16") -> Shard:
     """Write records into the shard `path` and their offset index beside it, each complete or not at all."""
-    digest, offset, lines = hashlib.sha256(), 0, []
-    with atomic_write(path) as file:
+    with ShardWriter(path, audio_encoding) as writer:
         for record in records:
-            data = encode_record(record, audio_encoding)
-            record_bytes = framed(data)
-            file.write(record_bytes)
-            digest.update(record_bytes)
-            lines.append(index_line(record, offset, len(data)))
-            offset += len(record_bytes)
-    with atomic_write(index_path(path)) as file:
-        file.writelines(lines)
-    return Shard(path.name, len(lines), offset, digest.hexdigest())
+            writer.add(record)
+    return writer.shard
 
 
 def index_line(record: Record, offset: int, length: int) -> bytes:
@@ -251,7 +279,16 @@ def _read_index(folder: Path, shard: Shard) -> list[IndexEntry]:
     if (len(entries), size) != (shard.num_records, shard.num_bytes):
         told = f"{len(entries)} records in {size} bytes, but the manifest says {shard.num_records} in {shard.num_bytes}"
         raise InputError(f"{folder / shard.name} has {told}; restore the file or prepare the records again.")
+    if not all(_lies_within(entry, size) for entry in entries):
+        raise InputError(f"{path} points outside of its shard; restore it or prepare the records again.")
     return entries
+
+
+def _lies_within(entry: IndexEntry, num_bytes: int) -> bool:
+    numbers = (entry.offset, entry.length, entry.num_frames, entry.num_samples)
+    sound = all(type(number) is int and number >= 0 for number in numbers)
+    named = isinstance(entry.id, str) and isinstance(entry.label, str)
+    return sound and named and entry.offset + entry.length + FRAMING_BYTES <= num_bytes
 
 
 class RecordSplit:
@@ -317,6 +354,7 @@ class Manifest:
     inputs_sha256: str  # fingerprint of the inputs and options that the records were prepared from
     command: tuple[str, ...] = ()  # that prepared them
     audio_encoding: str = "pcm16"  # or "flac"
+    other_files: dict[str, str] = field(default_factory=dict)  # SHA-256 of the ledger and the label embeddings
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -324,7 +362,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
     Just before, it writes what TensorFlow Datasets needs.
     """
-    _write_tfds_metadata(folder, manifest)
+    for name, content in tfds_files(manifest).items():
+        with atomic_write(folder / name) as file:
+            file.write(content)
     splits = {
         name: {"num_records": sum(shard.num_records for shard in shards), "shards": [asdict(shard) for shard in shards]}
         for name, shards in manifest.splits.items()
@@ -335,14 +375,15 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         file.write(json.dumps(fixed | asdict(manifest) | {"splits": splits}, indent=1).encode() + b"\n")
 
 
-def _write_tfds_metadata(folder: Path, manifest: Manifest) -> None:
+def tfds_files(manifest: Manifest) -> dict[str, bytes]:
+    """What TensorFlow Datasets needs, by file name."""
     lengths = {name: [shard.num_records for shard in shards] for name, shards in manifest.splits.items()}
     num_bytes = {name: sum(shard.num_bytes for shard in shards) for name, shards in manifest.splits.items()}
     query_size = manifest.encoder.query_size if manifest.encoder else None
-    with atomic_write(folder / tfds_metadata.FEATURES_NAME) as file:
-        file.write(tfds_metadata.features(manifest.audio_encoding, FRAME_SIZE, query_size))
-    with atomic_write(folder / tfds_metadata.INFO_NAME) as file:
-        file.write(tfds_metadata.dataset_info(SCHEMA_VERSION, lengths, num_bytes))
+    return {
+        tfds_metadata.FEATURES_NAME: tfds_metadata.features(manifest.audio_encoding, FRAME_SIZE, query_size),
+        tfds_metadata.INFO_NAME: tfds_metadata.dataset_info(SCHEMA_VERSION, lengths, num_bytes),
+    }
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -353,7 +394,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        raise InputError(f"{folder} holds no complete records: there is no {MANIFEST_NAME}; run `clipsep prepare`.")
+        todo = "finish `clipsep prepare embed`" if (folder / EMBEDDING_NAME).is_dir() else "run `clipsep prepare`"
+        raise InputError(f"{folder} holds no complete records: there is no {MANIFEST_NAME}; {todo}.")
     try:
         fields = json.loads(path.read_text("utf-8"))
         schema = fields["schema"]
@@ -376,6 +418,7 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
         inputs_sha256=fields["inputs_sha256"],
         command=tuple(fields["command"]),
         audio_encoding=fields["audio_encoding"],
+        other_files=dict(fields["other_files"]),
     )
 
 

@@ -1,6 +1,7 @@
 """The sub-commands of `clipsep prepare`. Heavy modules are imported by the command that needs them."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -116,7 +117,7 @@ def _describe_others(add: _Add) -> None:
     )
     download.add_argument("list", type=Path, metavar="LIST", help="vggsound.csv, a list of MUSIC, or an id a line")
     download.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    download.add_argument("--pause", type=float, default=5.0, metavar="SECONDS", help="between videos (default: 5)")
+    download.add_argument("--pause", type=_seconds, default=5.0, metavar="SECONDS", help="between videos (default: 5)")
     download.add_argument("--url", metavar="URL", help="of a video, {} for its id (default: YouTube's)")
     download.add_argument("--retry-gone", action="store_true", help="ask again for videos that were gone")
     embed = add(
@@ -149,7 +150,7 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-rejected", type=_share, default=0.25, metavar="X", help="share of clips to fail above (default: 0.25)"
     )
-    parser.add_argument("--time-limit", type=float, default=600.0, metavar="SECONDS", help="for a file (default: 600)")
+    parser.add_argument("--time-limit", type=_seconds, default=600.0, metavar="SECONDS", help="a file (default: 600)")
     parser.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one a core)")
     parser.add_argument("--runner", choices=RUNNERS, help="run on a cluster with Apache Beam instead")
     parser.add_argument("--beam-option", action="append", default=[], metavar="OPTION", help="for Beam; repeatable")
@@ -168,6 +169,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    return number
+
+
 def _share(text: str) -> float:
     number = float(text)
     if not 0 <= number <= 1:
@@ -178,43 +186,44 @@ def _share(text: str) -> float:
 def _videos(options: argparse.Namespace, _: Sequence[str]) -> None:
     from data_prep.videos import find_videos
 
-    _prepare(options, find_videos(options.folder, options.labels), _video_reader(options))
+    _prepare_videos(options, find_videos(options.folder, options.labels))
 
 
-def _video_reader(options: argparse.Namespace) -> "Reader":
+def _prepare_videos(options: argparse.Namespace, inputs: "list[Input]") -> None:
     from data_prep.videos import read_video
 
-    return partial(read_video, reject_still=options.reject_still)
+    read = partial(read_video, reject_still=options.reject_still)
+    _prepare(options, inputs, read, f"videos, reject_still={options.reject_still}")
 
 
 def _audio(options: argparse.Namespace, _: Sequence[str]) -> None:
     from data_prep.audio import find_audio, read_audio
 
-    _prepare(options, find_audio(options.folder, options.labels), read_audio)
+    _prepare(options, find_audio(options.folder, options.labels), read_audio, "audio")
 
 
 def _vggsound(options: argparse.Namespace, _: Sequence[str]) -> None:
     from data_prep.vggsound import find_vggsound
 
-    inputs = find_vggsound(options.csv, options.videos, options.validation_share)
-    _prepare(options, inputs, _video_reader(options))
+    _prepare_videos(options, find_vggsound(options.csv, options.videos, options.validation_share))
 
 
 def _music(options: argparse.Namespace, _: Sequence[str]) -> None:
     from data_prep.music import find_music
 
-    _prepare(options, find_music(options.json, options.videos), _video_reader(options))
+    _prepare_videos(options, find_music(options.json, options.videos))
 
 
 def _official(options: argparse.Namespace, _: Sequence[str]) -> None:
     from data_prep.official import find_official, read_official
 
     inputs = find_official(options.lists, options.root, options.prefix, options.split)
-    _prepare(options, inputs, read_official)
+    _prepare(options, inputs, read_official, "official")
 
 
-def _prepare(options: argparse.Namespace, inputs: "list[Input]", read: "Reader") -> None:
+def _prepare(options: argparse.Namespace, inputs: "list[Input]", read: "Reader", reading: str) -> None:
     """What all sources have in common."""
+    from data_prep.embed import embed_record_set, manifest_in_hand
     from data_prep.ledger import LEDGER_NAME, read_ledger
     from data_prep.report import summary
     from data_prep.writer import write_records
@@ -230,14 +239,15 @@ def _prepare(options: argparse.Namespace, inputs: "list[Input]", read: "Reader")
             read,
             options.out,
             run=_runner(options),
+            reading=reading,
             audio_encoding=options.audio,
             max_rejected=options.max_rejected,
             command=("clipsep", *_remembered(sys.argv[1:])),
         )
         if encoder:
-            from data_prep.embed import embed_record_set
-
             embed_record_set(options.out, encoder)
+        elif manifest_in_hand(options.out):
+            raise InputError(f"{options.out} is half embedded; finish that with --clip or `clipsep prepare embed`.")
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; run the same command again to go on") from None
     print(summary(read_ledger(options.out / LEDGER_NAME)))

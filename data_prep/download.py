@@ -24,9 +24,13 @@ MAX_BLOCKED = 5  # refusals in a row after which to stop asking
 
 _ID = re.compile(r"[\w-]+")
 _GONE = re.compile(
-    r"unavailable|private|removed|terminated|no longer|not available|does not exist|HTTP Error (404|410)", re.IGNORECASE
+    r"video (is )?(unavailable|private|not available)|private video|(been|was) (removed|terminated|deleted)"
+    r"|no longer available|does not exist|HTTP Error (404|410)",
+    re.IGNORECASE,
 )
-_BLOCKED = re.compile(r"HTTP Error (403|429)|too many requests|sign in to confirm", re.IGNORECASE)
+_BLOCKED = re.compile(
+    r"HTTP Error (403|429|5\d\d)|too many requests|rate.limit|try again later|sign in to confirm|captcha", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,11 @@ def read_ids(path: Path) -> list[str]:
     elif not path.is_file():
         raise InputError(f"There is no file {path}; give vggsound.csv, a list of MUSIC, or a file with an id a line.")
     else:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            first = [row[0].strip() for row in csv.reader(file) if row and row[0].strip()]
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                first = [row[0].strip() for row in csv.reader(file) if row and row[0].strip()]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is no list of ids in UTF-8 ({error}); give another file.") from error
         ids = [PurePosixPath(word).stem if "/" in word else word for word in first]
     wrong = [id for id in ids if not _ID.fullmatch(id)]
     if wrong or not ids:
@@ -102,7 +109,7 @@ def download(
                 if asked:
                     sleep(pause_seconds)
                 asked = True
-                line = _fetch(id, out, url.format(id))
+                line = _fetch(id, out, url.replace("{}", id))
             if line != earlier:
                 _append(ledger, line)
             lines.append(line)
@@ -139,8 +146,7 @@ def _fetch(id: str, out: Path, url: str) -> DownloadLine:
             fetcher.extract_info(url)
     except DownloadError as error:
         detail = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).removeprefix("ERROR: ").strip()
-        reason = "blocked" if _BLOCKED.search(detail) else "gone" if _GONE.search(detail) else "error"
-        return DownloadLine(id, "failed", reason, detail)
+        return DownloadLine(id, "failed", reason_of(detail), detail)
     return _downloaded(id, out) or DownloadLine(id, "failed", "error", "no video file came out of it")
 
 
@@ -148,6 +154,13 @@ def _downloaded(id: str, out: Path) -> DownloadLine | None:
     paths = [out / f"{id}{suffix}" for suffix in sorted(VIDEO_SUFFIXES)]
     found = [path for path in paths if path.is_file()]
     return DownloadLine(id, "downloaded", file=found[0].name, num_bytes=found[0].stat().st_size) if found else None
+
+
+def reason_of(detail: str) -> str:
+    """What yt-dlp's message means: "gone" for good, "blocked" for now, or another "error"."""
+    if _BLOCKED.search(detail):
+        return "blocked"
+    return "gone" if _GONE.search(detail) else "error"
 
 
 class _Silence:

@@ -1,5 +1,6 @@
 """Embeddings of the stored pictures and of the labels, by a frozen encoder: of new records, or of a whole folder."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from clipsep_jax.encoders import Encoder, NoTextError
 from clipsep_jax.files import atomic_write
 from clipsep_jax.queries import DEFAULT_TEMPLATE, EmbeddingTable, prompt_for
 from clipsep_jax.records import (
+    EMBEDDING_NAME,
     LABEL_EMBEDDINGS_NAME,
     MANIFEST_NAME,
     EncoderInfo,
@@ -30,8 +32,8 @@ from clipsep_jax.records import (
     write_shard,
 )
 from clipsep_jax.structures import InputError
+from data_prep.ledger import LEDGER_NAME
 
-_WORK_NAME = "embedding.partial"  # a folder beside the shards, while they are rewritten
 _OPTIONS_NAME = "options.json"
 
 
@@ -88,7 +90,7 @@ def embed_record_set(records: Path, encoder: Encoder, *, drop_frames: bool = Fal
         _check_options(records, options)
     else:
         manifest = read_manifest(records)
-        shutil.rmtree(records / _WORK_NAME, ignore_errors=True)
+        shutil.rmtree(records / EMBEDDING_NAME, ignore_errors=True)
         if not _needs_work(records, manifest, info, drop_frames):
             print(f"{records} already holds these embeddings: nothing to do.", file=sys.stderr)
             return manifest
@@ -101,29 +103,36 @@ def embed_record_set(records: Path, encoder: Encoder, *, drop_frames: bool = Fal
         new = old if known else embed_records(old, encoder, batch_size)
         return [replace(record, frames=()) for record in new] if drop_frames else new
 
-    new = replace(manifest, splits=_rewrite_shards(records, manifest, rewrite), encoder=info)
+    splits = _rewrite_shards(records, manifest, rewrite)
     if not known:
         _replace_table(records / LABEL_EMBEDDINGS_NAME, table)
+    new = replace(manifest, splits=splits, encoder=info, other_files=other_files(records))
     write_manifest(records, new)
-    shutil.rmtree(records / _WORK_NAME)
+    shutil.rmtree(records / EMBEDDING_NAME)
     return new
+
+
+def other_files(records: Path) -> dict[str, str]:
+    """SHA-256 of the files beside the shards that are not made from the manifest."""
+    paths = [records / name for name in (LEDGER_NAME, LABEL_EMBEDDINGS_NAME)]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
 
 
 def manifest_in_hand(records: Path) -> Manifest | None:
     """The manifest that a stopped run took away; where there is a manifest, no run is unfinished."""
-    work = records / _WORK_NAME
+    work = records / EMBEDDING_NAME
     if (records / MANIFEST_NAME).is_file() or not (work / MANIFEST_NAME).is_file():
         return None
     return read_manifest(work)
 
 
 def _check_options(records: Path, options: dict) -> None:
-    if json.loads((records / _WORK_NAME / _OPTIONS_NAME).read_text("utf-8")) != options:
+    if json.loads((records / EMBEDDING_NAME / _OPTIONS_NAME).read_text("utf-8")) != options:
         raise InputError(f"{records} is half embedded with another encoder or options; finish that with those first.")
 
 
 def _take_manifest(records: Path, options: dict) -> None:
-    work = records / _WORK_NAME
+    work = records / EMBEDDING_NAME
     if (work / MANIFEST_NAME).is_file():
         return
     work.mkdir()
@@ -184,7 +193,7 @@ def _rewrite_shard(
     The old ones stay until the new ones are complete and said to be so by a file of their own; from then on, all that
     can be left to do is to move them.
     """
-    staging = records / _WORK_NAME / shard.name
+    staging = records / EMBEDDING_NAME / shard.name
     complete = staging.with_name(shard.name + ".json")
     if not complete.is_file():
         staging.mkdir(exist_ok=True)
@@ -193,5 +202,6 @@ def _rewrite_shard(
         with atomic_write(complete) as file:
             file.write(json.dumps(asdict(new)).encode())
     for path in sorted(staging.iterdir()):
-        os.replace(path, records / path.name)
+        if path.suffix != ".partial":  # which a killed process left
+            os.replace(path, records / path.name)
     return Shard(**json.loads(complete.read_text("utf-8")))

@@ -4,11 +4,13 @@ import csv
 import hashlib
 import os
 import re
+import stat
 import sys
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -17,7 +19,7 @@ from clipsep_jax.structures import InputError
 SPLITS = ("train", "validation", "test")
 
 _BEGINNING_BYTES = 2**16
-_CUT_FROM_YOUTUBE = re.compile(r"([\w-]{11})_\d+(_\d+)?")  # ID_START or ID_START_END, as data sets name cut clips
+_YOUTUBE = re.compile(r"([\w-]{11})(_\d+(\.\d+)?){0,2}")  # ID, ID_START or ID_START_END, as data sets name clips
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,11 @@ def hashed_split(group: str, shares: tuple[float, float] = (0.1, 0.1)) -> str:
 
 
 def video_of(id: str) -> str:
-    """The video that a clip was cut from, as far as its name tells: `ID_000030.mp4` was cut from the YouTube video ID.
+    """The video that a clip is or was cut from, as far as its name tells: ID of `ID.mp4` and `a/ID_000030.webm`.
 
     Clips of one video are put into one split.
     """
-    match = _CUT_FROM_YOUTUBE.fullmatch(PurePosixPath(id).stem)
+    match = _YOUTUBE.fullmatch(PurePosixPath(id).with_suffix("").name)
     return match[1] if match else id
 
 
@@ -88,8 +90,7 @@ def walk(folder: Path, suffixes: Iterable[str], what: str) -> list[Input]:
         InputError: the folder is missing or holds none.
     """
     check_folder(folder, what)
-    known = set(suffixes)
-    paths = [path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file()]
+    paths = [path for path in _files(folder, suffixes) if path.is_file()]
     ids = sorted(path.relative_to(folder).as_posix() for path in paths)
     if not ids:
         raise InputError(f"{folder} holds no {what}; name another folder or list.")
@@ -109,10 +110,12 @@ def read_table(folder: Path, table: Path, column: str) -> list[Input]:
     group is the video that the clip was cut from.
 
     Raises:
-        InputError: the file is missing or malformed, or a path leads out of the folder or is listed twice.
+        InputError: the file is missing or malformed, a path leads out of the folder or is listed twice, or a group has
+            two splits.
     """
     rows: list[tuple[str, str, str, str]] = []
     seen: set[str] = set()
+    of_group: dict[str, str] = {}
     for row, where in read_rows(table, (column, "label")):
         id = path_below(row[column], where, folder)
         if id in seen:
@@ -121,7 +124,10 @@ def read_table(folder: Path, table: Path, column: str) -> list[Input]:
         split = (row.get("split") or "").strip()
         if split not in ("", *SPLITS):
             raise InputError(f"{where}: the split {split!r} is unknown; use {', '.join(SPLITS)} or leave it empty.")
-        rows.append((id, (row["label"] or "").strip(), split, (row.get("group") or "").strip() or video_of(id)))
+        group = (row.get("group") or "").strip()
+        if group and split and of_group.setdefault(group, split) != split:
+            raise InputError(f"{where}: the group {group!r} is in {of_group[group]} and in {split}; give it one split.")
+        rows.append((id, (row["label"] or "").strip(), split, group or video_of(id)))
     if not rows:
         raise InputError(f"{table} holds no {column}s; name another folder or list.")
     stated = {group: split for _, _, split, group in reversed(rows) if split}
@@ -165,9 +171,27 @@ def path_below(text: str | None, where: str, folder: Path) -> str:
 
 def files_by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
     """The files below a folder by their name without suffix; of several of one name, the first in order of path."""
+    return {path.stem: path for path in sorted(_files(folder, suffixes), reverse=True)}
+
+
+def _files(folder: Path, suffixes: Iterable[str]) -> Iterator[Path]:
+    """The files below a folder with one of the suffixes; an OSError names a folder that cannot be read."""
     known = set(suffixes)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in known)
-    return {path.stem: path for path in reversed(paths)}
+
+    def refuse(error: OSError) -> NoReturn:
+        raise error
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in known)
+
+
+def file_size(path: Path) -> int | None:
+    """The bytes of a regular file, None where there is none that can be looked at."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def mark_duplicates(inputs: Sequence[Input]) -> list[Input]:
@@ -177,8 +201,9 @@ def mark_duplicates(inputs: Sequence[Input]) -> list[Input]:
     """
     alike: dict[Hashable, list[int]] = defaultdict(list)
     for number, source in enumerate(inputs):
-        if not source.duplicate_of and source.path.is_file():
-            alike[source.path.stat().st_size, source.segment, source.frames].append(number)
+        size = file_size(source.path)
+        if not source.duplicate_of and size is not None:
+            alike[size, source.segment, source.frames].append(number)
     for num_bytes in (_BEGINNING_BYTES, None):
         finer: dict[Hashable, list[int]] = defaultdict(list)
         candidates = [(key, number) for key, numbers in alike.items() if len(numbers) > 1 for number in numbers]

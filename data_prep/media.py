@@ -22,8 +22,8 @@ from clipsep_jax.structures import InputError
 from data_prep.inputs import Segment
 from data_prep.ledger import Rejection, dbfs
 
-VIDEO_FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "flv")  # as FFmpeg calls them
-SOUND_FORMATS = (*VIDEO_FORMATS, "wav", "w64", "flac", "ogg", "mp3", "aiff", "aac", "au", "caf")
+VIDEO_FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "ogg")  # as FFmpeg calls them
+SOUND_FORMATS = (*VIDEO_FORMATS, "wav", "w64", "flac", "mp3", "aiff", "aac", "au", "caf")
 CODECS = frozenset({
     # of pictures
     "h264", "hevc", "vp8", "libvpx", "vp9", "libvpx-vp9", "av1", "libdav1d", "mpeg1video", "mpeg2video", "mpeg4",
@@ -49,6 +49,7 @@ _MAX_MISSING_SECONDS = 0.5  # by which a file may end before its declared end
 _STILL_LEVELS = 6  # of 255, by which a block's mean may move while nothing does: lossy coding moves it too
 _PREROLL_SECONDS = 1  # decoded before and after a segment: decoders must settle, and streams be interleaved
 _TIME_BASE = 1_000_000  # FFmpeg's, of whole files
+_UNKNOWN_WAV_BYTES = 2**31 - 2**16  # a program that writes WAV into a pipe states a size that no file has
 
 
 class Refused(Exception):
@@ -92,11 +93,13 @@ def decode(path: Path, *, pictures: bool, segment: Segment | None = None, max_se
         Refused: the file is of no use.
         av.FFmpegError, OSError, ValueError, OverflowError, MemoryError: it cannot be read or decoded.
     """
+    import av
+
     _check_file(path)
     if segment:
         try:
             return _decode(path, pictures, segment, max_seconds, seek=True)
-        except _SoughtInVainError:
+        except (_SoughtInVainError, Refused, av.FFmpegError):  # what seeking breaks, reading from the start may not
             pass
     return _decode(path, pictures, segment, max_seconds, seek=False)
 
@@ -129,7 +132,10 @@ def checked_audio(audio: Float32[np.ndarray, "L"]) -> Int16[np.ndarray, "L"]:
 
 
 def _sentence(error: BaseException) -> str:
-    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+    import av
+
+    told = str(getattr(error, "strerror", None) or error or type(error).__name__)
+    return f"it cannot be decoded: {told}" if isinstance(error, av.FFmpegError) else told
 
 
 def _check_file(path: Path) -> None:
@@ -141,6 +147,16 @@ def _check_file(path: Path) -> None:
         refuse("undecodable", "it is not a regular file")
     if status.st_size > MAX_FILE_BYTES:
         refuse("oversize", f"{status.st_size} bytes, above {MAX_FILE_BYTES}")
+
+
+def _is_wav_of_unknown_size(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(4096)
+    place = head.find(b"data")
+    if not head.startswith(b"RIFF") or head[8:12] != b"WAVE" or place < 0:
+        return False
+    num_bytes = int.from_bytes(head[place + 4 : place + 8], "little")
+    return num_bytes == 0 or num_bytes > _UNKNOWN_WAV_BYTES
 
 
 def _open_container(file: BinaryIO, formats: Sequence[str]) -> Any:
@@ -166,6 +182,7 @@ class _SoughtInVainError(Exception):
 
 
 def _decode(path: Path, pictures: bool, segment: Segment | None, max_seconds: int, seek: bool) -> Decoded:
+    ends_anywhere = _is_wav_of_unknown_size(path)
     with path.open("rb") as file, _open_container(file, VIDEO_FORMATS if pictures else SOUND_FORMATS) as container:
         video, sound = _streams(container, pictures)
         streams = [video, sound] if video else [sound]
@@ -175,18 +192,20 @@ def _decode(path: Path, pictures: bool, segment: Segment | None, max_seconds: in
         if seek:
             _seek(container, start)
         seen, heard = _Pictures(start), _Sound(start, max_seconds)
-        complete = True
-        for stream, frame in _frames(container, streams):
+        passed: set[int] = set()  # streams that have come to the end of the segment
+        for stream, frame in _frames(container, streams, ends_anywhere):
             time = _time(frame)
             if end is not None and time is not None and time > end + _PREROLL_SECONDS:
-                complete = False
-                break
-            (seen if stream is video else heard).add(frame)
-        if seek and heard.begins_late:
+                passed.add(stream.index)
+                if len(passed) == len(streams):
+                    break
+            else:
+                (seen if stream is video else heard).add(frame)
+        if seek and (heard.begins_late or (video and seen.begins_late)):
             raise _SoughtInVainError
         audio = heard.finish()
-        if complete:
-            _check_complete(container, sound, start, len(audio) / SAMPLE_RATE_HZ, seen.end)
+        if not ends_anywhere:
+            _check_complete(container, sound, (start, end), len(audio) / SAMPLE_RATE_HZ, seen.end)
     if end is not None:
         audio = audio[: round((end - start) * SAMPLE_RATE_HZ)]
     if not np.isfinite(audio).all():
@@ -231,10 +250,10 @@ def _seek(container: Any, start: Fraction) -> None:
         raise _SoughtInVainError from error
 
 
-def _frames(container: Any, streams: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+def _frames(container: Any, streams: Sequence[Any], ends_anywhere: bool) -> Iterator[tuple[Any, Any]]:
     """Give each decoded frame with its stream."""
     for packet in container.demux(*streams):
-        if packet.is_corrupt:
+        if packet.is_corrupt and not ends_anywhere:
             refuse("undecodable", "it ends in the middle, or is damaged")
         for frame in packet.decode():
             yield packet.stream, frame
@@ -265,16 +284,21 @@ def _check_duration(seconds: float, max_seconds: int) -> None:
         refuse("oversize", f"{seconds:.0f} s, above {max_seconds} s")
 
 
-def _check_complete(container: Any, sound: Any, start: Fraction, seconds: float, picture_end: Fraction) -> None:
-    """Refuse a file that ends before it says that it does: a download that was cut off."""
-    name = container.format.name
+def _check_complete(
+    container: Any, sound: Any, span: tuple[Fraction, Fraction | None], seconds: float, picture_end: Fraction
+) -> None:
+    """Refuse a file that ends before it, or the span, says that it does: a download that was cut off."""
+    start, end = span
+    name, whole = container.format.name, (container.duration or 0) / _TIME_BASE
     before = float(start) - (container.start_time or 0) / _TIME_BASE
     if any(known in name for known in ("mp4", "wav", "w64", "flac", "aiff", "avi", "au", "caf")) and sound.duration:
         declared = float(sound.duration * sound.time_base)
-    elif "matroska" in name and container.duration and picture_end:
-        declared, seconds = container.duration / _TIME_BASE, max(seconds, float(picture_end))
+    elif "matroska" in name and whole and (picture_end or not container.streams.video):
+        declared, seconds = whole, max(seconds, float(picture_end))
     else:
         return
+    if end is not None:
+        declared = min(declared, before + float(end - start))
     if before + seconds < declared - _MAX_MISSING_SECONDS:
         refuse("undecodable", f"it ends after {before + seconds:.2f} s of {declared:.2f} s")
 
@@ -295,7 +319,8 @@ class _Sound:
     def add(self, frame: Any) -> None:
         seconds = Fraction(frame.samples, frame.sample_rate)
         if self._offset_samples is None:
-            offset = (_time(frame) or self._start) - self._start
+            time = _time(frame)
+            offset = Fraction(0) if time is None else time - self._start
             if offset + seconds < -_PREROLL_SECONDS:
                 return
             self._offset_samples = round(offset * SAMPLE_RATE_HZ)
@@ -333,6 +358,7 @@ class _Pictures:
         self.still = False
         self._start = start
         self._first: np.ndarray | None = None
+        self._first_shown: Fraction | None = None
         self._latest: Any = None
         self._latest_jpeg = b""
         self._jpegs: list[bytes] = []
@@ -341,12 +367,18 @@ class _Pictures:
         time = _time(frame)
         shown = self.end if time is None else time - self._start
         _check_duration(float(shown), MAX_SECONDS)
+        if self._first_shown is None:
+            self._first_shown = shown
         while self._latest is not None and len(self._jpegs) + Fraction(1, 2) + _TIME_TOLERANCE < shown:
             self._take_latest()
         self._latest, self._latest_jpeg = frame, b""
         self.end = max(self.end, shown + (frame.duration or 0) * (frame.time_base or 0))
         if shown >= 0 and (self._first is None or self.still):
             self._compare(frame)
+
+    @property
+    def begins_late(self) -> bool:
+        return self._first_shown is None or self._first_shown > 0
 
     def _compare(self, frame: Any) -> None:
         brightness = _brightness(frame)

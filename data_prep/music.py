@@ -22,7 +22,7 @@ def read_list(path: Path) -> Iterator[tuple[str, str]]:
         rows = [(name, video) for name, videos in classes.items() for video in videos]
         if not all(isinstance(video, str) and video and "/" not in video for _, video in rows):
             raise ValueError("an id is no word")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f'{path} is no list of MUSIC: expected {{"videos": {{"cello": [ids]}}}}.') from error
     if not rows:
         raise InputError(f"{path} lists no videos; give another list of MUSIC.")

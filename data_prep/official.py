@@ -1,5 +1,6 @@
 """Data sets as the official code prepares them: a wav file and a folder of pictures a clip, named by a list."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -73,7 +74,7 @@ def _input(row: dict[str, str | None], where: str, root: Path, prefix: str, spli
     audio = path_below(_without(prefix, row["audio"], where), where, root)
     frames = path_below(_without(prefix, row["frames"], where), where, root)
     count = (row["count"] or "").strip()
-    if not count.isdecimal() or not 0 < int(count) <= MAX_SECONDS:
+    if not re.fullmatch(r"[0-9]{1,4}", count) or not 0 < int(count) <= MAX_SECONDS:
         raise InputError(f"{where}: expected a number of pictures from 1 to {MAX_SECONDS}, not {count!r}.")
     label = (row["label"] or "").strip()
     return Input(audio, root / audio, label, split, frames=FrameFolder(root / frames, int(count)))

@@ -7,18 +7,23 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from types import TracebackType
 
 from pebble import ProcessExpired, ProcessPool
 
 from clipsep_jax.records import Record
+from clipsep_jax.structures import InputError
 from data_prep.inputs import Input
 from data_prep.ledger import Rejection
 
 Outcome = Record | Rejection
 Reader = Callable[[Input], Outcome]  # must be a module's function, or a partial of one, to reach the children
 
+DIED = "its decoder died"
+
+_MAX_POOLS = 5  # that may break over one input
 _AHEAD = 4  # inputs given to each process before the first is done
 
 
@@ -49,24 +54,47 @@ class ReaderPool:
             self._pool.join()
 
     def outcomes(self, inputs: Iterable[Input]) -> Iterator[Outcome]:
-        """The outcomes in the order of the inputs, which are read a bounded number ahead."""
-        pending: deque[Future | Rejection] = deque()
+        """The outcomes in the order of the inputs, which are read a bounded number ahead.
+
+        Raises:
+            InputError: children die again and again while they read nothing.
+        """
+        pending: deque[tuple[Input, Future | Rejection]] = deque()
         for source in inputs:
-            pending.append(self._begin(source))
+            pending.append((source, self._begin(source)))
             if len(pending) > _AHEAD * self._num_workers:
-                yield self._end(pending.popleft())
+                yield self._first(pending)
         while pending:
-            yield self._end(pending.popleft())
+            yield self._first(pending)
 
     def _begin(self, source: Input) -> Future | Rejection:
         if source.duplicate_of:
             again = source.duplicate_of == source.id
             return Rejection("duplicate", "it is listed again" if again else f"it is the same as {source.duplicate_of}")
-        if self._pool:
-            return self._pool.schedule(self._read, (source,), timeout=self._limit)
         future: Future = Future()
-        future.set_result(self._read(source))
-        return future
+        if not self._pool:
+            future.set_result(self._read(source))
+            return future
+        try:
+            return self._pool.schedule(self._read, (source,), timeout=self._limit)
+        except RuntimeError:  # the pool is broken
+            future.set_exception(BrokenProcessPool())
+            return future
+
+    def _first(self, pending: "deque[tuple[Input, Future | Rejection]]") -> Outcome:
+        """Wait for the first outcome; where the pool broke, in a new one."""
+        for _ in range(_MAX_POOLS):
+            try:
+                outcome = self._end(pending[0][1])
+                pending.popleft()
+                return outcome
+            except BrokenProcessPool:  # a child died while it read nothing
+                self.__exit__(None, None, None)
+                self.__enter__()
+                for number, (source, begun) in enumerate(pending):
+                    if isinstance(begun, Future) and (not begun.done() or begun.exception()):
+                        pending[number] = (source, self._begin(source))
+        raise InputError("Processes that should read files are killed at once; is memory short? Try fewer --workers.")
 
     def _end(self, pending: Future | Rejection) -> Outcome:
         if isinstance(pending, Rejection):
@@ -76,7 +104,7 @@ class ReaderPool:
         except TimeoutError:
             return Rejection("timeout", f"it took longer than {self._limit:g} s")
         except ProcessExpired as error:
-            return Rejection("undecodable", f"its decoder died ({_cause(error.exitcode)})")
+            return Rejection("undecodable", f"{DIED} ({_cause(error.exitcode)})")
 
 
 def _cause(exit_code: int) -> str:

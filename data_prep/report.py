@@ -76,7 +76,7 @@ def coverage_table(rows: Sequence[Coverage]) -> str:
     shown: list[Coverage | None] = list(rows)
     if len(rows) > _MAX_LABELS:
         shown = [*rows[: _MAX_LABELS // 2], None, *rows[-_MAX_LABELS // 2 :]]
-    width = max(len(_name(row)) for row in rows)
+    width = max((len(_name(row)) for row in rows), default=0)
     lines = [f"{'label':<{width}}" + "".join(f"{name:>12}" for name in (*SPLITS, "rejected", "hours"))]
     for row in shown:
         if row is None:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clipsep_jax.queries import EmbeddingTable
 from clipsep_jax.records import (
-    LABEL_EMBEDDINGS_NAME,
+    MANIFEST_NAME,
     CorruptRecordError,
     RecordSplit,
     Shard,
@@ -17,12 +16,13 @@ from clipsep_jax.records import (
     index_line,
     index_path,
     read_manifest,
+    tfds_files,
 )
 from clipsep_jax.structures import InputError
 
 
 def verify(folder: Path) -> Iterator[str]:
-    """Check every record, shard and index, and give a sentence for each that is not as it was written.
+    """Check every record, shard, index and other file; give a sentence for each that is not as it was written.
 
     Raises:
         InputError: there is no complete folder of records.
@@ -33,11 +33,18 @@ def verify(folder: Path) -> Iterator[str]:
         for shard in shards:
             yield from shard_problems(folder, shard)
             progress.update(shard.num_bytes)
-    if (folder / LABEL_EMBEDDINGS_NAME).is_file():
-        try:
-            EmbeddingTable.load(folder / LABEL_EMBEDDINGS_NAME)
-        except InputError as error:
-            yield str(error)
+    for name, digest in manifest.other_files.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{path} is missing; restore it or prepare the records again."
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            yield f"{path} is not as it was written; restore it or prepare the records again."
+    for name, content in tfds_files(manifest).items():
+        if not (folder / name).is_file() or (folder / name).read_bytes() != content:
+            yield f"{folder / name} does not tell what the manifest tells; restore it or prepare the records again."
+    num_records = sum(shard.num_records for shard in shards)
+    if manifest.counts.get("accepted") != num_records or sum(manifest.labels.values()) > num_records:
+        yield f"{folder / MANIFEST_NAME} does not count its records right; restore it or prepare the records again."
 
 
 def shard_problems(folder: Path, shard: Shard) -> Iterator[str]:

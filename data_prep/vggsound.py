@@ -1,5 +1,6 @@
 """VGGSound (Chen et al., ICASSP 2020): its list, and where the downloaded videos lie."""
 
+import re
 from pathlib import Path
 
 from clipsep_jax.structures import InputError
@@ -7,6 +8,7 @@ from data_prep.inputs import Input, Segment, check_folder, files_by_stem, hashed
 from data_prep.videos import VIDEO_SUFFIXES
 
 CLIP_SECONDS = 10
+_SECOND = re.compile(r"[0-9]{1,6}")
 COLUMNS = ("youtube_id", "start_seconds", "label", "split")
 
 
@@ -19,7 +21,7 @@ def read_list(table: Path) -> list[tuple[str, int, str, str]]:
     rows = []
     for row, where in read_rows(table, COLUMNS, header=False):
         video, start, label, split = ((row[name] or "").strip() for name in COLUMNS)
-        if not video or "/" in video or not start.isdecimal() or split not in ("train", "test"):
+        if not video or "/" in video or not _SECOND.fullmatch(start) or split not in ("train", "test"):
             raise InputError(f"{where}: expected a YouTube id, start second, label, and train or test, as in VGGSound.")
         rows.append((video, int(start), label, split))
     if not rows:

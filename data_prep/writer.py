@@ -11,10 +11,12 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from clipsep_jax.files import atomic_write
@@ -25,17 +27,18 @@ from clipsep_jax.records import (
     Manifest,
     Record,
     Shard,
+    ShardWriter,
     index_path,
     read_manifest,
     write_manifest,
-    write_shard,
 )
 from clipsep_jax.structures import InputError
-from data_prep.embed import manifest_in_hand
-from data_prep.inputs import SPLITS, Input, mark_duplicates
+from data_prep.embed import manifest_in_hand, other_files
+from data_prep.inputs import SPLITS, Input, file_size, mark_duplicates
 from data_prep.ledger import LEDGER_NAME, LedgerLine, Rejection, ledger_line, reasons, write_ledger
-from data_prep.pool import Outcome, Reader, ReaderPool
+from data_prep.pool import DIED, Outcome, Reader, ReaderPool
 
+_LOCK_NAME = "lock.partial"
 _PLAN_NAME = "plan.json"
 _PARTS_NAME = "parts"
 
@@ -95,6 +98,7 @@ def write_records(
     out: Path,
     *,
     run: Runner | None = None,
+    reading: str = "",
     audio_encoding: str = "pcm16",
     max_rejected: float = 0.25,
     block_size: int = 64,
@@ -107,34 +111,65 @@ def write_records(
         read: gives the record of one input, or why there is none.
         out: the folder to write; a run that was stopped is continued, a finished one is left as it is.
         run: reads and writes the blocks; by default one process of this machine.
+        reading: names the reader and its options, which must not change from run to run.
         audio_encoding: "pcm16" or "flac".
         max_rejected: share of the inputs above which there is no manifest, but only the ledger.
         block_size: inputs of one block, at most one shard a split.
         command: to be remembered in the manifest.
 
     Raises:
-        InputError: the folder holds something else, or too few inputs could be used.
+        InputError: the folder holds something else or is in use, or too few inputs could be used.
     """
     assert audio_encoding in AUDIO_ENCODINGS
     inputs = mark_duplicates(inputs)
-    plan = _fingerprint(inputs, audio_encoding, block_size)
-    finished = _claim(out, plan)
-    if finished:
-        print(f"{out} already holds the records of these inputs: nothing to read.", file=sys.stderr)
-        return finished
-    starts = range(0, len(inputs), block_size)
-    blocks = [Block(n, tuple(inputs[s : s + block_size]), out, audio_encoding) for n, s in enumerate(starts)]
-    todo = [block for block in blocks if not block.part.is_file()]
-    if todo:
-        num_todo = sum(len(block.inputs) for block in todo)
-        (run or PoolRunner())(todo, read, len(inputs) - num_todo)
-    return _finish(blocks, plan, max_rejected, command)
+    plan = _fingerprint(inputs, reading, audio_encoding, block_size)
+    _make_folder(out)
+    with _alone(out):
+        finished = _claim(out, plan)
+        if finished:
+            print(f"{out} already holds the records of these inputs: nothing to read.", file=sys.stderr)
+            return finished
+        starts = range(0, len(inputs), block_size)
+        blocks = [Block(n, tuple(inputs[s : s + block_size]), out, audio_encoding) for n, s in enumerate(starts)]
+        todo = [block for block in blocks if not block.part.is_file() or _is_worth_another_try(block)]
+        if todo:
+            num_todo = sum(len(block.inputs) for block in todo)
+            (run or PoolRunner())(todo, read, len(inputs) - num_todo)
+        return _finish(blocks, plan, max_rejected, command)
 
 
-def _fingerprint(inputs: Sequence[Input], audio_encoding: str, block_size: int) -> str:
+def _make_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; name a folder to write the records to.")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other processes of this machine from writing to the same folder."""
+    try:
+        with FileLock(out / _LOCK_NAME, timeout=0):
+            try:
+                yield
+            finally:
+                (out / _LOCK_NAME).unlink(missing_ok=True)
+    except Timeout:
+        raise InputError(f"Another process is writing to {out}; wait for its end, or name another folder.") from None
+
+
+def _is_worth_another_try(block: Block) -> bool:
+    """Whether, of a run that ended with too many rejections, some of the block's may be the machine's fault."""
+    if not (block.out / LEDGER_NAME).is_file() or any(block.out.glob("*.tfrecord")):
+        return False
+    lines = json.loads(block.part.read_text("utf-8"))["ledger"]
+    return any(line["reason"] == "timeout" or line["detail"].startswith(DIED) for line in lines)
+
+
+def _fingerprint(inputs: Sequence[Input], reading: str, audio_encoding: str, block_size: int) -> str:
     """Hash what decides the records: the inputs, the sizes of their files, and the options."""
     described = {
         "schema": SCHEMA_VERSION,
+        "reading": reading,
         "inputs": [_described(source) for source in inputs],
         "audio_encoding": audio_encoding,
         "block_size": block_size,
@@ -143,10 +178,9 @@ def _fingerprint(inputs: Sequence[Input], audio_encoding: str, block_size: int) 
 
 
 def _described(source: Input) -> list:
-    size = source.path.stat().st_size if source.path.is_file() else None
     segment = [source.segment.start_seconds, source.segment.seconds] if source.segment else None
     frames = source.frames.count if source.frames else None
-    return [source.id, source.label, source.split, size, segment, frames]
+    return [source.id, source.label, source.split, file_size(source.path), segment, frames]
 
 
 def _claim(out: Path, plan: str) -> Manifest | None:
@@ -158,12 +192,9 @@ def _claim(out: Path, plan: str) -> Manifest | None:
         return finished
     if (out / _PLAN_NAME).is_file():
         _expect(out, json.loads((out / _PLAN_NAME).read_text("utf-8")) == plan)
-    elif out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; name a folder to write the records to.")
-    elif out.is_dir() and any(path.suffix != ".partial" for path in out.iterdir()):
+    elif any(path.suffix != ".partial" for path in out.iterdir()):
         raise InputError(f"{out} holds other files; name an empty or a new folder to write the records to.")
     else:
-        out.mkdir(parents=True, exist_ok=True)
         with atomic_write(out / _PLAN_NAME) as file:
             file.write(json.dumps(plan).encode())
     (out / _PARTS_NAME).mkdir(exist_ok=True)
@@ -178,23 +209,25 @@ def _expect(out: Path, same: bool) -> None:
 def _clear(out: Path) -> None:
     """Remove what only an unfinished run needs."""
     shutil.rmtree(out / _PARTS_NAME, ignore_errors=True)
-    (out / _PLAN_NAME).unlink(missing_ok=True)
+    for path in [out / _PLAN_NAME, *out.glob("*.partial")]:
+        if path.is_file() and path.name != _LOCK_NAME:
+            path.unlink()
 
 
 def write_block(block: Block, outcomes: Iterator[Outcome]) -> None:
-    """Write a block's shards, then the part file that says that it is finished."""
+    """Write a block's shards, record by record, then the part file that says that it is finished."""
     block.folder.mkdir(exist_ok=True)
-    records: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    writers: dict[str, ShardWriter] = {}
     lines = []
-    for source, outcome in zip(block.inputs, outcomes, strict=True):
-        lines.append(asdict(ledger_line(source, outcome)))
-        if isinstance(outcome, Record):
-            records[source.split].append(outcome)
-    shards = {
-        split: asdict(write_shard(block.folder / f"{split}.tfrecord", found, block.audio_encoding))
-        for split, found in records.items()
-        if found
-    }
+    with ExitStack() as stack:
+        for source, outcome in zip(block.inputs, outcomes, strict=True):
+            lines.append(asdict(ledger_line(source, outcome)))
+            if isinstance(outcome, Record):
+                if source.split not in writers:
+                    writer = ShardWriter(block.folder / f"{source.split}.tfrecord", block.audio_encoding)
+                    writers[source.split] = stack.enter_context(writer)
+                writers[source.split].add(outcome)
+    shards = {split: asdict(writer.shard) for split, writer in writers.items()}
     with atomic_write(block.part) as file:
         file.write(json.dumps({"shards": shards, "ledger": lines}).encode())
 
@@ -221,6 +254,7 @@ def _finish(blocks: Sequence[Block], plan: str, max_rejected: float, command: Se
         inputs_sha256=plan,
         command=tuple(command),
         audio_encoding=blocks[0].audio_encoding,
+        other_files=other_files(out),
     )
     write_manifest(out, manifest)
     _clear(out)

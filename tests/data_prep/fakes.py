@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -66,6 +67,17 @@ def read_nothing(source: Input) -> Record | Rejection:
 def die_at_003(source: Input) -> Record | Rejection:
     if source.path.stem == "003":
         os.kill(os.getpid(), signal.SIGKILL)
+    return read_fake(source)
+
+
+def die_after_the_first_003(source: Input) -> Record | Rejection:
+    """After input 3 was read for the first time, the process ends a moment later, when it has given its outcome."""
+    if source.path.stem == "003":
+        mark = Path(source.label)  # a place of the test's own
+        if not mark.exists():
+            mark.touch()
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            time.sleep(0.1)
     return read_fake(source)
 
 

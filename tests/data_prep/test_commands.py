@@ -127,6 +127,61 @@ def test_missing_files_are_named(command, tmp_path, monkeypatch, arguments, word
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "arguments", "words"),
+    [
+        ("v.mp4", b"\x00\xff\xfe" * 50, ("download", "v.mp4", "--out", "o"), "v.mp4 is no list of ids"),
+        ("l.txt", b"abc\n", ("download", "l.txt", "--out", "o", "--url", "http://{x}/"), "must hold {} once"),
+        (
+            "v.csv",
+            b"id," + b"9" * 400 + b",dog,train",
+            ("vggsound", "--csv", "v.csv", "--videos", ".", "--out", "o"),
+            "",
+        ),
+        (
+            "test.csv",
+            b"a.wav,a," + b"9" * 5000,
+            ("official", "test.csv", "--root", ".", "--out", "o"),
+            "test.csv, line 1",
+        ),
+        ("m.json", b"[" * 100_000, ("music", "--json", "m.json", "--videos", ".", "--out", "o"), "m.json is no list"),
+    ],
+)
+def test_odd_content_is_one_sentence(command, tmp_path, monkeypatch, name, content, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    code, _, error = command(*arguments)
+    assert code == 2
+    assert words in error
+    assert error.count(". ") == 0
+
+
+def test_a_ledger_without_lines_has_a_report(command, tmp_path):
+    (tmp_path / "ledger.jsonl").touch()
+    assert command("report", tmp_path)[0] == 0
+
+
+@pytest.mark.slow
+def test_a_half_embedded_folder_is_told_how_to_finish(command, tmp_path, monkeypatch, clip_folder):
+    (tmp_path / "videos").mkdir()
+    make_video(tmp_path / "videos" / "a.mp4", tone(2.0), grey_pictures(20))
+    arguments = ("videos", tmp_path / "videos", "--out", tmp_path / "out")
+    assert command(*arguments)[0] == 0
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.embed.embed_records", stop)
+        code, _, error = command(*arguments, "--clip", clip_folder)
+    assert (code, error) == (130, "clipsep: interrupted; run the same command again to go on.")
+    code, _, error = command(*arguments)
+    assert (code, "is half embedded; finish that with --clip or `clipsep prepare embed`" in error) == (2, True)
+    assert "finish `clipsep prepare embed`" in command("verify", tmp_path / "out")[2]
+    assert command(*arguments, "--clip", clip_folder)[0] == 0
+    assert command("verify", tmp_path / "out")[0] == 0
+
+
 @pytest.mark.parametrize("module", ["apache_beam", "yt_dlp"])
 def test_a_missing_extra_is_named(command, recordings, tmp_path, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
@@ -145,7 +200,17 @@ def test_an_option_of_beam_needs_beam(command, recordings, tmp_path):
     assert (code, error) == (2, "clipsep: --beam-option needs --runner.")
 
 
-@pytest.mark.parametrize("wrong", [("--max-rejected", "1.5"), ("--audio", "mp3"), ("--workers", "0"), ("--runer", "x")])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--max-rejected", "1.5"),
+        ("--audio", "mp3"),
+        ("--workers", "0"),
+        ("--runer", "x"),
+        ("--time-limit", "0"),
+        ("--time-limit", "nan"),
+    ],
+)
 def test_a_wrong_option_is_refused(wrong, recordings, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["prepare", "audio", str(recordings), "--out", str(tmp_path / "out"), *wrong])

@@ -134,10 +134,33 @@ def test_a_server_that_refuses_is_left_alone(tmp_path, server, monkeypatch):
     assert all(line.status == "downloaded" for line in lines.values())
 
 
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ("[youtube] x: Video unavailable", "gone"),
+        ("[youtube] x: Private video. Sign in if you've been granted access to this video", "gone"),
+        ("[youtube] x: This video has been removed by the uploader", "gone"),
+        ("[youtube] x: This video is no longer available because the account has been terminated.", "gone"),
+        ("unable to download video data: HTTP Error 404: Not Found", "gone"),
+        ("HTTP Error 503: Service Unavailable", "blocked"),
+        ("HTTP Error 429: Too Many Requests", "blocked"),
+        ("[youtube] x: Sign in to confirm you're not a bot", "blocked"),
+        (
+            "Video unavailable. This content isn't available, try again later. The session has been rate-limited",
+            "blocked",
+        ),
+        ("[youtube] x: Requested format is not available", "error"),
+        ("The read operation timed out", "error"),
+    ],
+)
+def test_what_a_failure_means(told, reason):
+    assert module.reason_of(told) == reason
+
+
 def test_other_failures_are_asked_for_again(tmp_path, server):
-    server.codes = {"video000000": 500}
+    server.codes = {"video000000": 418}
     lines, _ = run(["video000000"], tmp_path, server)
-    assert (lines["video000000"].reason, "500" in lines["video000000"].detail) == ("error", True)
+    assert (lines["video000000"].reason, "418" in lines["video000000"].detail) == ("error", True)
     server.codes = {}
     assert run(["video000000"], tmp_path, server)[0]["video000000"].status == "downloaded"
 

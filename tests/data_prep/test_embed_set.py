@@ -80,7 +80,9 @@ def assert_embedded(records: Path, encoder, plain: Path) -> None:
     """Embed `records`, a copy of `plain` or that embedded before; compare with embedding each shard in memory."""
     manifest, bare = embed_record_set(records, encoder), read_manifest(plain)
     info = EncoderInfo(encoder.name, encoder.sha256, encoder.query_size)
-    assert manifest == read_manifest(records) == replace(bare, splits=manifest.splits, encoder=info)
+    assert manifest == read_manifest(records)
+    assert manifest == replace(bare, splits=manifest.splits, encoder=info, other_files=manifest.other_files)
+    assert set(manifest.other_files) == {"ledger.jsonl", "label_embeddings.safetensors"}
     for name, shards in bare.splits.items():
         for old, new in zip(shards, manifest.splits[name], strict=True):
             wanted = embed_records(list(RecordSplit(plain, name, [old])), encoder)

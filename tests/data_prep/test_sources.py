@@ -18,7 +18,7 @@ from data_prep.official import find_official, read_official
 from data_prep.vggsound import find_vggsound
 from data_prep.videos import find_videos, read_video
 from data_prep.writer import PoolRunner, write_records
-from tests.data_prep.made_media import grey_pictures, make_video, tone
+from tests.data_prep.made_media import assert_same_sound, grey_pictures, make_video, sweep, tone
 
 HERE = PoolRunner(num_workers=0)
 
@@ -36,7 +36,8 @@ def write_wav(path: Path, seconds: float, rate: int = 16_000, hz: float = 440.0)
     [
         ("--wYNWzqh3k_000030.mp4", "--wYNWzqh3k"),
         ("x/abc_def-hij_30_40.webm", "abc_def-hij"),
-        ("abcdefghijk.mp4", "abcdefghijk.mp4"),
+        ("a/abcdefghijk.mp4", "abcdefghijk"),
+        ("abcdefghijk_30.0_40.0.webm", "abcdefghijk"),
         ("clip_0001.mp4", "clip_0001.mp4"),
         ("a/clip.mp4", "a/clip.mp4"),
     ],
@@ -66,6 +67,13 @@ def test_a_group_of_a_table_stays_together(tmp_path):
         by_group.setdefault(f"take{number % 4}", set()).add(source.split)
     assert by_group["take3"] == {"test"}  # stated for one of them
     assert all(by_group[f"take{n}"] == {hashed_split(f"take{n}")} for n in range(3))
+
+
+def test_a_group_in_two_splits_is_refused(tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("audio,label,split,group\na.wav,dog,train,x\nb.wav,dog,,x\nc.wav,dog,test,x\n")
+    with pytest.raises(InputError, match="line 4: the group 'x' is in train and in test; give it one split"):
+        find_audio(tmp_path, table)
 
 
 def test_duplicates_are_the_same_part_of_the_same_bytes(tmp_path):
@@ -106,10 +114,32 @@ def test_a_recording_that_was_cut_off_is_undecodable(tmp_path):
         assert outcome.reason == "undecodable"
 
 
+@pytest.mark.parametrize("stated", [0, 0x7FFFF000, 0xFFFFFFFF])
+def test_a_wav_file_that_was_written_to_a_pipe_ends_with_its_file(tmp_path, stated):
+    path = write_wav(tmp_path / "a.wav", 2.0)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"data") + 4
+    data[place : place + 4] = stated.to_bytes(4, "little")
+    path.write_bytes(data)
+    record = read_audio(Input("a", path, "", "train"))
+    assert isinstance(record, Record), record
+    assert len(record.audio) == 32_000
+
+
+def test_matroska_sound_that_was_cut_off_is_undecodable(tmp_path):
+    path = make_video(tmp_path / "a.mkv", sound := tone(4.0))
+    assert len(read_audio(Input("a", path, "", "train")).audio) == len(sound[0]) * 16_000 // 44_100
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    outcome = read_audio(Input("a", path, "", "train"))
+    assert isinstance(outcome, Rejection), outcome
+    assert outcome.reason == "undecodable"
+
+
 def test_vggsound_takes_whole_and_cut_videos(tmp_path):
     folder = tmp_path / "videos"
     (folder / "sub").mkdir(parents=True)
-    make_video(folder / "sub" / "wholevideo0.mkv", tone(14.0, 16_000), grey_pictures(35), rate=16_000, fps=2)
+    whole = make_video(folder / "sub" / "wholevideo0.mkv", sweep(14.0, 16_000), grey_pictures(35), rate=16_000, fps=2)
     make_video(folder / "cutoutvideo_000030.mp4", tone(10.0), grey_pictures(100))
     table = tmp_path / "vggsound.csv"
     rows = [
@@ -127,7 +157,9 @@ def test_vggsound_takes_whole_and_cut_videos(tmp_path):
     assert [line.split for line in ledger[:3]] == ["train", "test", "train"]
     assert ledger[0].label == "dog barking, howling"
     assert (ledger[0].duration_seconds, ledger[0].num_frames) == (10.0, 10)
-    levels = [decode_frame(jpeg).mean() for jpeg in RecordSet(tmp_path / "out").split("train")[0].frames]
+    record = RecordSet(tmp_path / "out").split("train")[0]
+    assert_same_sound(record.audio, read_audio(Input("whole", whole, "", "train")).audio, 48_000)
+    levels = [decode_frame(jpeg).mean() for jpeg in record.frames]
     np.testing.assert_allclose(levels, [20 + 7 * 2 * (3 + i) + 7 for i in range(10)], atol=3.4)
 
 

@@ -1,7 +1,9 @@
 """Damage of every kind is found, by `verify` and by the reader."""
 
+import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,17 +95,46 @@ def test_other_damage_is_named(records):
     for change, words in (
         (lambda: shard.write_bytes(good[:-1]), "restore the file"),
         (shard.unlink, "is missing"),
-        (lambda: (records / "label_embeddings.safetensors").write_bytes(b"\0" * 99), "label_embeddings"),
     ):
-        table = (records / "label_embeddings.safetensors").read_bytes()
         change()
         problems = list(verify(records))
         assert len(problems) == 1
         assert words in problems[0]
         shard.write_bytes(good)
-        (records / "label_embeddings.safetensors").write_bytes(table)
     with pytest.raises(InputError, match="no complete records"):
         list(verify(records / "nowhere"))
+
+
+NAMES = ["label_embeddings.safetensors", "ledger.jsonl", "features.json", "dataset_info.json"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_damage_to_a_file_beside_the_shards_is_found(records, name):
+    good = (records / name).read_bytes()
+    flip(records / name, random.Random(3))
+    assert [name in problem for problem in verify(records)] == [True]
+    (records / name).write_bytes(good)
+    assert list(verify(records)) == []
+    (records / name).unlink()
+    assert [name in problem for problem in verify(records)] == [True]
+
+
+def test_a_manifest_of_other_counts_is_found(records):
+    manifest = read_manifest(records)
+    write_manifest(records, replace(manifest, counts=manifest.counts | {"accepted": 9}))
+    assert ["does not count" in problem for problem in verify(records)] == [True]
+
+
+@pytest.mark.parametrize(
+    "change", [{"length": 10**12}, {"offset": "x"}, {"offset": -1}, {"num_frames": 1.5}, {"id": 3}]
+)
+def test_an_index_that_points_elsewhere_is_refused(records, change):
+    path = records / "train-00000.tfrecord.index.jsonl"
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(first) | change), *others]))
+    assert len(list(verify(records))) == 1
+    with pytest.raises(InputError, match=r"index\.jsonl (points outside of its shard|is no index)"):
+        RecordSet(records).split("train")
 
 
 def test_a_shard_of_good_records_that_is_not_the_one_that_was_written_is_found(records, tmp_path):
@@ -121,4 +152,5 @@ def test_a_shard_of_good_records_that_is_not_the_one_that_was_written_is_found(r
     assert [problem.partition(" is not the file")[1] for problem in verify(records)] == [" is not the file"]
     manifest = read_manifest(tmp_path / "other")
     write_manifest(records, manifest)
-    assert len(list(verify(records))) == len(list(records.glob("*.tfrecord"))) - 1
+    others = len(list(records.glob("*.tfrecord"))) - 1
+    assert sum(".tfrecord " in problem for problem in verify(records)) == others

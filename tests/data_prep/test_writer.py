@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,18 @@ from clipsep_jax.records import Record, RecordSet
 from clipsep_jax.structures import InputError
 from data_prep.inputs import Input
 from data_prep.ledger import Rejection, read_ledger
+from data_prep.pool import ReaderPool
+from data_prep.videos import find_videos
 from data_prep.writer import PoolRunner, write_records
-from tests.data_prep.fakes import die_at_003, files_of, hang_at_003, make_inputs, read_fake, read_nothing
+from tests.data_prep.fakes import (
+    die_after_the_first_003,
+    die_at_003,
+    files_of,
+    hang_at_003,
+    make_inputs,
+    read_fake,
+    read_nothing,
+)
 
 
 def write(out: Path, inputs=None, read=read_fake, **options):
@@ -94,6 +105,32 @@ def test_a_folder_of_other_inputs_or_options_is_refused(tmp_path, finished):
     assert files_of(out) == before
 
 
+def test_another_reader_or_option_of_it_is_another_run(tmp_path):
+    write(tmp_path / "out", reading="videos")
+    with pytest.raises(InputError, match="other inputs or options"):
+        write(tmp_path / "out", reading="audio")
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path):
+    def read_and_write_again(source: Input) -> Record | Rejection:
+        with pytest.raises(InputError, match="Another process is writing to"):
+            write(tmp_path / "out")
+        return read_fake(source)
+
+    write(tmp_path / "out", read=read_and_write_again)
+    write(tmp_path / "whole")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(PermissionError, match=str(tmp_path)):
+        find_videos(tmp_path)
+
+
 def test_a_folder_of_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match="holds other files"):
@@ -163,6 +200,33 @@ def test_workers_give_the_same_bytes_in_the_same_order(tmp_path):
     write(tmp_path / "here", make_inputs(40))
     write(tmp_path / "there", make_inputs(40), run=PoolRunner(2))
     assert files_of(tmp_path / "here") == files_of(tmp_path / "there")
+
+
+@pytest.mark.slow
+def test_what_may_be_the_machines_fault_is_tried_again_after_a_failed_run(tmp_path):
+    out, run = tmp_path / "out", PoolRunner(1, time_limit_seconds=2.0)
+    with pytest.raises(InputError, match="1 timeout"):
+        write(out, read=hang_at_003, run=run, max_rejected=0.2)
+    read = []
+
+    def count(source: Input) -> Record | Rejection:
+        read.append(source.id)
+        return read_fake(source)
+
+    write(out, read=count)
+    assert read == [f"{n:03d}.mp4" for n in range(4)]  # the block of the one that hung
+    write(tmp_path / "whole")
+    assert files_of(out) == files_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_child_that_dies_while_it_reads_nothing_is_replaced(tmp_path):
+    inputs = [replace(source, label=str(tmp_path / source.id)) for source in make_inputs(12)]
+    with ReaderPool(die_after_the_first_003, 1, 60.0) as pool:
+        outcomes = list(pool.outcomes(inputs))
+    assert [outcome.id for outcome in outcomes if isinstance(outcome, Record)] == [
+        source.id for source in inputs if int(source.path.stem) % 5 != 4
+    ]
 
 
 @pytest.mark.slow
