@@ -1,31 +1,47 @@
-"""Checkpoints of a training run: Orbax, in one small wrapper."""
+"""Checkpoints of a training run: Orbax, checksums of every file, and the config that they belong to."""
 
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from clipsep_jax.config import CheckpointConfig
-from clipsep_jax.structures import InputError
+from clipsep_jax.config import Config, differences
+from clipsep_jax.files import atomic_write
+from clipsep_jax.structures import InputError, InputWarning
 
 T = TypeVar("T")
 
 LOSS = "validation_loss"
+CHECKSUMS_NAME = "sha256.json"
+DAMAGED_FOLDER = "damaged"  # beside the folder of checkpoints
 
 
 class Checkpoints:
     """The checkpoints of a run: the latest ones, and the one of the least validation loss.
 
-    Saving is asynchronous; `close` (or leaving a `with` block) waits for it.
+    Saving is asynchronous; `close` (or leaving a `with` block) waits for it. Once a checkpoint is on disk, `seal`
+    writes the SHA-256 of each of its files beside them, which is checked before it is restored.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig):
+    def __init__(self, folder: Path, config: Config):
         policies = checkpoint_managers
         keep = [
-            policies.LatestN(config.keep_latest),
-            policies.BestN(get_metric_fn=lambda metrics: metrics[LOSS], reverse=True, n=1),
+            policies.LatestN(config.checkpoint.keep_latest),
+            policies.BestN(
+                get_metric_fn=lambda metrics: metrics[LOSS],
+                reverse=True,
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
         ]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
@@ -34,20 +50,15 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self.folder = folder.absolute()
-        self._manager = ocp.CheckpointManager(
-            self.folder, item_handlers=ocp.StandardCheckpointHandler(), options=options
-        )
+        self._config = config.to_dict()
+        handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()
-
-    @property
-    def latest_step(self) -> int | None:
-        """The last finished step that is stored, or None."""
-        return self._manager.latest_step()
 
     @property
     def best_loss(self) -> float:
@@ -60,8 +71,97 @@ class Checkpoints:
         """Stores a state; a step that is stored already is left as it is."""
         if step in self._manager.all_steps():
             return
+        self._manager.wait_until_finished()
+        self.seal()
         metrics = None if validation_loss is None else {LOSS: validation_loss}
-        self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self._config))
+        self._manager.save(step, args=items, metrics=metrics, force=True)
+
+    def seal(self) -> None:
+        """Write the checksums of the checkpoints that have none yet, unless a save is under way; to be called often."""
+        if jax.process_index() != 0 or self._manager.is_saving_in_progress():
+            return
+        for step in self._manager.all_steps():
+            folder = self.folder / str(step)
+            if not (folder / CHECKSUMS_NAME).is_file():
+                sums = json.dumps(_checksums(folder), indent=1).encode()
+                with atomic_write(folder / CHECKSUMS_NAME) as file:
+                    file.write(sums)
+
+    def latest_whole_step(self) -> int | None:
+        """The last step whose files are as they were written; None where nothing is stored.
+
+        Damaged checkpoints after it are moved aside, each with a warning that names it.
+
+        Raises:
+            InputError: there are checkpoints, but none is whole.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        chosen = self._first_whole(steps) if jax.process_index() == 0 else None
+        if jax.process_count() > 1:
+            told = multihost_utils.broadcast_one_to_all(np.array(-1 if chosen is None else chosen))
+            chosen = None if told < 0 else int(told)
+        self._manager.reload()
+        if steps and chosen is None:
+            raise InputError(
+                f"None of the checkpoints in {self.folder} is whole; they were moved to {DAMAGED_FOLDER} beside it. "
+                "Restore the folder from a backup, or run the command again to start anew."
+            )
+        return chosen
+
+    def _first_whole(self, steps: Iterable[int]) -> int | None:
+        for step in steps:
+            problem = self._problem(step)
+            if problem is None:
+                return step
+            place = self.folder.parent / DAMAGED_FOLDER / str(step)
+            warnings.warn(
+                f"Checkpoint {step} is damaged ({problem}); it was moved to {place}, and the one before it is used.",
+                InputWarning,
+                stacklevel=4,
+            )
+            place.parent.mkdir(exist_ok=True)
+            os.replace(self.folder / str(step), _free_name(place))
+        return None
+
+    def _problem(self, step: int) -> str | None:
+        """What is wrong with the files of a checkpoint, or None."""
+        folder = self.folder / str(step)
+        if not (folder / CHECKSUMS_NAME).is_file():
+            warnings.warn(
+                f"Checkpoint {step} has no {CHECKSUMS_NAME}: the run was stopped just before it was written. "
+                "It is used unchecked.",
+                InputWarning,
+                stacklevel=5,
+            )
+            return None
+        try:
+            wanted = json.loads((folder / CHECKSUMS_NAME).read_text("utf-8"))
+        except ValueError:
+            return f"{CHECKSUMS_NAME} is no JSON"
+        found = _checksums(folder)
+        differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        return f"{differing[0]} is not as it was written" if differing else None
+
+    def check_config(self, step: int, allowed: Iterable[str]) -> None:
+        """Compare the config with that of a checkpoint.
+
+        Args:
+            allowed: names of options that may differ, such as "train.steps".
+
+        Raises:
+            InputError: others differ; the message lists them.
+        """
+        stored = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+        changed = differences(stored, self._config)
+        refused = {name: values for name, values in changed.items() if name not in set(allowed)}
+        if refused:
+            told = "; ".join(f"{name} was {before!r}, is {now!r}" for name, (before, now) in refused.items())
+            flags = " ".join(f"--allow-change={name}" for name in refused)
+            raise InputError(
+                f"{self.folder} was begun with another config: {told}. "
+                f"Go on with the old one, use another --workdir, or allow it by {flags}."
+            )
 
     def restore(self, step: int, like: T) -> T:
         """The stored state of a step, with the structure, types and shardings of `like`.
@@ -69,7 +169,7 @@ class Checkpoints:
         Raises:
             InputError: the checkpoint is of another network.
         """
-        stored, wanted = _shapes(self._manager.item_metadata(step)), _shapes(like)
+        stored, wanted = _shapes(self._manager.item_metadata(step)["state"]), _shapes(like)
         differing = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
         if differing:
             name = differing[0]
@@ -79,12 +179,28 @@ class Checkpoints:
                 "use the config it was made with, or another --workdir."
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        return self._manager.restore(step, args=items)["state"]
 
     def close(self) -> None:
         """Waits for saves under way."""
         self._manager.wait_until_finished()
+        self.seal()
         self._manager.close()
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS_NAME)
+    sums = {}
+    for path in paths:
+        with path.open("rb") as file:
+            sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def _free_name(path: Path) -> Path:
+    names = (path.with_name(f"{path.name}.{number}") for number in range(1, 1000))
+    return path if not path.exists() else next(name for name in names if not name.exists())
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

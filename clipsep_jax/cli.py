@@ -88,6 +88,13 @@ def _describe_prepare(parser: argparse.ArgumentParser) -> None:
 def _describe_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE.py[:DATASET]", help="one of configs/, or your own")
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="where the run is kept")
+    parser.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an option, such as train.steps, that may differ from that of the run to go on with; repeatable",
+    )
     parser.epilog = "Any option of the config can be set: --config.train.steps=1000 --config.data.records=DIR"
 
 
@@ -99,7 +106,7 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         make_toy_records(Path(config.data.records), config.toy.num_clips, config.toy.encoder_steps)
     from clipsep_jax.train import train
 
-    best = train(config, options.workdir)
+    best = train(config, options.workdir, allow_changes=options.allow_change)
     print(f"The best model is in {best}; try `clipsep separate FILE --model {options.workdir} --query ... --out DIR`.")
 
 

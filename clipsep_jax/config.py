@@ -128,6 +128,7 @@ class TrainConfig:
     log_every: int = 100
     validate_every: int = 10_000
     validation_batches: int = 16
+    max_skipped_in_row: int = 10  # steps without a finite loss and gradient, which change nothing; then the run ends
     precision: str = "float32"  # of the U-Net's arithmetic; with "bfloat16" all else stays float32
     remat: bool = False  # compute the inside of inner levels again in the backward pass: less memory, more time
 
@@ -154,6 +155,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sharding: str = "replicated"  # of parameters and optimizer over the devices; "fsdp" gives each a part
 
     @classmethod
     def from_config_dict(cls, values: "ConfigDict | dict[str, Any]") -> "Config":
@@ -169,6 +171,23 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """The config as nested plain values, which `from_config_dict` reads back."""
         return dataclasses.asdict(self)
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The options that differ between two configs as nested plain values, by dotted name; None where there is none."""
+    old, new = _flat(before), _flat(after)
+    return {
+        name: (old.get(name), new.get(name))
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    }
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def default_config() -> "ConfigDict":
@@ -210,6 +229,7 @@ def _check(config: Config) -> None:
         "query.kind": (config.query.kind, ("image", "text", "hybrid", "label", "sentence", "none")),
         "train.precision": (config.train.precision, ("float32", "bfloat16")),
         "query.source": (config.query.source, ("embeddings", "frames")),
+        "sharding": (config.sharding, ("replicated", "fsdp")),
     }
     for name, (value, allowed) in choices.items():
         if value not in allowed:
@@ -238,7 +258,7 @@ def _check_numbers(config: Config) -> None:
         "spectrogram": ("num_samples", "fft_size", "hop_samples", "num_warped_bins"),
         "model": ("num_levels", "width", "num_channels", "query_size"),
         "data": ("num_sources", "batch_size", "frames_per_clip", "read_threads"),
-        "train": ("steps", "log_every", "validate_every", "validation_batches"),
+        "train": ("steps", "log_every", "validate_every", "validation_batches", "max_skipped_in_row"),
         "checkpoint": ("save_every", "keep_latest"),
     }
     for group, names in positive.items():

@@ -1,12 +1,15 @@
-"""Devices, mesh and shardings. One code path from one device to many."""
+"""Processes, devices, mesh and shardings. One code path from one device to many hosts."""
 
+import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from clipsep_jax.structures import InputError
 
@@ -14,20 +17,84 @@ T = TypeVar("T")
 
 NUM_AHEAD = 2
 
-
-def make_mesh() -> Mesh:
-    """All devices along one axis, `data`, over which batches are split."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+_AXES = ("data", "model")
+_LEAST_SHARDED = 2**12  # values of an array; less is not worth the traffic
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+@dataclass(frozen=True)
+class Cluster:
+    """The processes of a run, where flags name them."""
+
+    coordinator: str  # HOST:PORT of process 0
+    num_processes: int
+    process_id: int
+
+
+def start(cluster: Cluster | None = None, environment: Mapping[str, str] = os.environ) -> None:
+    """Join the other processes of the run: those of `cluster`, or else those that the environment tells of.
+
+    SLURM, Open MPI and TPU slices are recognised; where there is one process, nothing is done. To be called before
+    anything asks for a device.
+
+    Raises:
+        InputError: the other processes did not come.
+    """
+    if cluster is None and not is_one_of_many(environment):
+        return
+    try:
+        if cluster is None:
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(cluster.coordinator, cluster.num_processes, cluster.process_id)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"The processes of the run did not find each other ({error}); start all of them.") from error
+
+
+def is_one_of_many(environment: Mapping[str, str]) -> bool:
+    """Whether the environment is that of one process of several, as SLURM, Open MPI and TPU slices set it."""
+    counts = [environment.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
+    in_step = "SLURM_PROCID" in environment or "OMPI_COMM_WORLD_SIZE" in environment
+    several_hosts = "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment
+    return several_hosts or (in_step and any(count.isdecimal() and int(count) > 1 for count in counts))
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None, num_model: int = 1) -> Mesh:
+    """All devices, or the given ones: batches are split over the axis `data`, members of a sweep over `model`."""
+    devices = jax.devices() if devices is None else devices
+    shape = (len(devices) // num_model, num_model)
+    return jax.make_mesh(shape, _AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def abstract_mesh(num_devices: int) -> AbstractMesh:
+    """A mesh of devices that need not be there, to lower programs for them."""
+    return AbstractMesh((num_devices, 1), _AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of values that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of values whose first axis is the global batch."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def state_sharding(state: PyTree, mesh: Mesh | AbstractMesh, kind: str) -> PyTree:
+    """The sharding of each array of a state: whole everywhere ("replicated"), or in parts over `data` ("fsdp").
+
+    With "fsdp" the longest axis that the devices can share evenly is split, of arrays of some size.
+    """
+    num_devices = mesh.shape["data"]
+
+    def of(array: jax.ShapeDtypeStruct | jax.Array) -> NamedSharding:
+        axes = [axis for axis, length in enumerate(array.shape) if length % num_devices == 0]
+        if kind == "replicated" or num_devices == 1 or not axes or array.size < _LEAST_SHARDED:
+            return replicated(mesh)
+        longest = max(axes, key=lambda axis: array.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "data"))
+
+    return jax.tree.map(of, state)
 
 
 def local_batch_size(batch_size: int, mesh: Mesh) -> int:

@@ -144,10 +144,16 @@ class Batches:
     """Batches by their number: `batches[step]`, or iterated from a step on with reading ahead."""
 
     dataset: Any  # grain.MapDataset
+    numbers: Any  # the same of the clips' numbers in the split, [B, N] a step
+    split: RecordSplit
     read_threads: int
 
     def __getitem__(self, step: int) -> Batch:
         return Batch(**self.dataset[step])
+
+    def ids(self, step: int) -> list[str]:
+        """Which clips a batch holds."""
+        return [self.split.entries[number].id for number in np.ravel(self.numbers[step])]
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
         import grain
@@ -191,13 +197,20 @@ def build_batches(
         _check_labels(source)
     if kind in ("image", "hybrid"):
         _check_pictures(source)
-    dataset = grain.MapDataset.source(source).seed(config.train.seed).shuffle().repeat()
+
+    def ordered(clips: Any) -> Any:
+        return grain.MapDataset.source(clips).seed(config.train.seed).shuffle().repeat()
+
+    def batched(clips: Any) -> Any:
+        return clips.batch(num_sources).batch(batch_size)[process_index::num_processes]
+
     read: Callable = reader
+    dataset = ordered(source)
     dataset = dataset.random_map(read) if training else dataset.map(lambda record: reader(record, None))
-    dataset = dataset.batch(num_sources).batch(batch_size)[process_index::num_processes]
+    dataset = batched(dataset)
     if kind == "hybrid":
         dataset = dataset.map_with_index(lambda step, batch: batch | {"query": batch["query"][:, :, step % 2]})
-    return Batches(dataset, config.data.read_threads)
+    return Batches(dataset, batched(ordered(range(len(source)))), source, config.data.read_threads)
 
 
 def _check_labels(split: RecordSplit) -> None:

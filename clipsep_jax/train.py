@@ -11,9 +11,11 @@ A workdir holds
 import math
 import signal
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -21,6 +23,7 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import Array
 from tqdm import tqdm
 
 from clipsep_jax.checkpoint import Checkpoints
@@ -33,7 +36,7 @@ from clipsep_jax.input import Batches, build_batches
 from clipsep_jax.metrics_log import MetricsLog
 from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE, start_model_dir, write_weights
 from clipsep_jax.records import LABEL_EMBEDDINGS_NAME, EncoderInfo, RecordSet
-from clipsep_jax.structures import InputError
+from clipsep_jax.structures import InputError, InputWarning
 from clipsep_jax.train_step import Trainer, TrainState
 
 
@@ -88,7 +91,7 @@ class Run:
         self.mesh = make_mesh()
         encoder = self._load_encoder()
         self.encoder_state = jax.device_put(encoder.state, replicated(self.mesh)) if encoder else None
-        self.trainer = Trainer(config, encoder.encode_images if encoder else None)
+        self.trainer = Trainer(config, encoder.encode_images if encoder else None, self.mesh)
         self.train_batches = self._batches(config.data.train_split, config.query.kind, training=True)
         self.validation_batches = {
             kind: self._batches(config.data.validation_split, kind, training=False) for kind in self._validated_kinds()
@@ -182,22 +185,26 @@ def find_encoder(config: Config, records: RecordSet) -> EncoderInfo | None:
     return EncoderInfo(encoder.name, encoder.sha256, encoder.query_size)
 
 
-def train(config: Config, workdir: Path) -> Path:
-    """Trains to `config.train.steps`, going on from the latest checkpoint of `workdir` if there is one.
+def train(config: Config, workdir: Path, *, allow_changes: Sequence[str] = ()) -> Path:
+    """Trains to `config.train.steps`, going on from the latest whole checkpoint of `workdir` if there is one.
+
+    Args:
+        allow_changes: options that may differ from those of the checkpoint, such as "train.steps".
 
     Returns:
         The model directory of the best model (without a validation split: the latest).
 
     Raises:
-        InputError: the config, the records or the workdir cannot be used, or the loss is not finite.
+        InputError: the config, the records or the workdir cannot be used, or too many steps were not finite.
         Interrupted: a signal asked to stop; the state is saved.
     """
     run = Run(config, workdir)
     best = workdir / BEST_FOLDER
-    with Checkpoints(workdir / "checkpoints", config.checkpoint) as checkpoints, stop_on_signal() as stop:
-        state = jax.device_put(run.trainer.init(), replicated(run.mesh))
-        start = checkpoints.latest_step or 0
+    with Checkpoints(workdir / "checkpoints", run.config) as checkpoints, stop_on_signal() as stop:
+        state = run.trainer.init()
+        start = checkpoints.latest_whole_step() or 0
         if start:
+            checkpoints.check_config(start, allow_changes)
             state = checkpoints.restore(start, state)
         if jax.process_index() == 0:
             labels = run.records.labels if run.config.query.kind == "label" else ()
@@ -213,6 +220,49 @@ def train(config: Config, workdir: Path) -> Path:
     return best
 
 
+@dataclass
+class SkippedSteps:
+    """Notices steps that changed nothing, because their loss or a gradient was not finite.
+
+    The step itself counts them; the counts are fetched only where the last one says that there were new ones.
+    """
+
+    run: Run
+    counted: float
+    in_row: int = 0
+    counts: list[Array] = field(default_factory=list)  # after each step since the last look
+
+    def look(self, step: int, total: float) -> None:
+        """Warn of those up to `step`, naming the clips; `total` is the last count.
+
+        Raises:
+            InputError: there were too many in a row.
+        """
+        counts, self.counts = self.counts, []
+        if total == self.counted:
+            self.in_row = 0
+            return
+        before = [self.counted, *map(float, counts)]
+        self.counted = total
+        for number, (old, new) in enumerate(pairwise(before)):
+            self.in_row = self.in_row + 1 if new > old else 0
+            if self.in_row:
+                self._warn(step - len(counts) + 1 + number)
+
+    def _warn(self, step: int) -> None:
+        clips = ", ".join(self.run.train_batches.ids(step - 1))
+        if self.in_row >= self.run.config.train.max_skipped_in_row:
+            raise InputError(
+                f"The loss or a gradient was not finite in {self.in_row} steps in a row, up to step {step} "
+                f"(of {clips}); lower --config.optimizer.learning_rate or look at those clips, and run again."
+            )
+        warnings.warn(
+            f"Step {step} changed nothing: its loss or a gradient was not finite. It held {clips}.",
+            InputWarning,
+            stacklevel=4,
+        )
+
+
 def _loop(
     run: Run, state: TrainState, start: int, checkpoints: Checkpoints, log: MetricsLog, stop: StopRequest
 ) -> None:
@@ -220,19 +270,25 @@ def _loop(
     best_loss = checkpoints.best_loss
     progress = tqdm(total=steps, initial=start, unit="step", desc="train", disable=jax.process_index() != 0)
     batches = put_ahead(run.train_batches.iterate(start), run.mesh)
+    skipped = SkippedSteps(run, float(state.skipped))
     with progress:
         for step in range(start + 1, steps + 1):
             state, metrics = run.trainer.train_step(state, next(batches), run.encoder_state)
+            skipped.counts.append(metrics["skipped_steps"])
             progress.update()
             last = step == steps or stop.requested
             validation = run.validate(state) if step % config.train.validate_every == 0 or step == steps else {}
             saving = last or bool(validation) or step % config.checkpoint.save_every == 0
             if saving or step % config.train.log_every == 0:
-                scalars = {name: float(value) for name, value in metrics.items()} | validation
-                _check_finite(scalars, step)
-                progress.set_postfix(loss=f"{scalars['loss']:.4f}", **{k: f"{v:.4f}" for k, v in validation.items()})
+                scalars = {name: float(value) for name, value in metrics.items()}
+                skipped.look(step, scalars["skipped_steps"])
+                _check_finite(validation, step)
+                scalars = {name: value for name, value in (scalars | validation).items() if math.isfinite(value)}
+                shown = {name: f"{scalars[name]:.4f}" for name in ("loss", *validation) if name in scalars}
+                progress.set_postfix(shown)
             if validation or step % config.train.log_every == 0 or step == steps:
                 log.write(step, scalars)
+                checkpoints.seal()
             if saving:
                 _check_finite({"norm of the parameters": float(optax.tree.norm(state.params))}, step)
                 selected = validation.get(f"validation_loss_{run.chosen_by}")

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, PyTree
 
 from clipsep_jax.config import Config, OptimizerConfig
+from clipsep_jax.distributed import replicated, state_sharding
 from clipsep_jax.mixing import apply_gain, drop_closest, likeness_weight, mix
 from clipsep_jax.models.clipsep import CLIPSep, build_model
 from clipsep_jax.objectives import build_objective
@@ -27,11 +28,13 @@ class TrainState:
 
     Attributes:
         step: how many steps are finished, int32 of shape [].
+        skipped: how many of them changed nothing, because the loss or a gradient was not finite.
         params, batch_stats: parameters and running statistics, as `nnx.State`.
         optimizer: the optimizer's state.
     """
 
     step: PyTree
+    skipped: PyTree
     params: PyTree
     batch_stats: PyTree
     optimizer: PyTree
@@ -61,27 +64,44 @@ def _compiler_options(config: Config) -> dict[str, str] | None:
 class Trainer:
     """The pure functions of a run, built once from its config: initial state, train step, validation step."""
 
-    def __init__(self, config: Config, encode: Callable[[Any, Array], Array] | None = None):
-        """`encode(encoder_state, frames) -> embeddings` is needed with `query.source = "frames"`."""
+    def __init__(
+        self,
+        config: Config,
+        encode: Callable[[Any, Array], Array] | None = None,
+        mesh: Mesh | AbstractMesh | None = None,
+    ):
+        """Build the functions.
+
+        Args:
+            encode: `(encoder_state, frames) -> embeddings`, needed with `query.source = "frames"`.
+            mesh: of the devices that the state is spread over by `config.sharding`; without one, it lies on one device.
+        """
         self.config = config
         self.optimizer = build_optimizer(config.optimizer)
         self.schedule = learning_rate_schedule(config.optimizer)
         self.objective = build_objective(config.objective)
         self.encode = encode
         self.graphdef = nnx.graphdef(nnx.eval_shape(lambda: self._build_model(0)))
-        self.train_step = jax.jit(self._train_step, donate_argnums=0, compiler_options=_compiler_options(config))
-        self.validation_step = jax.jit(self._validation_step)
+        whole = None if mesh is None else replicated(mesh)
+        out = None if mesh is None else state_sharding(jax.eval_shape(self._init), mesh, config.sharding)
+        self.init = jax.jit(self._init, out_shardings=out)
+        self.train_step = jax.jit(
+            self._train_step,
+            donate_argnums=0,
+            out_shardings=None if out is None else (out, whole),
+            compiler_options=_compiler_options(config),
+        )
+        self.validation_step = jax.jit(self._validation_step, out_shardings=whole)
 
     def _build_model(self, seed: int) -> CLIPSep:
         dtype = jnp.bfloat16 if self.config.train.precision == "bfloat16" else None
         return build_model(self.config.model, nnx.Rngs(seed), dtype=dtype, remat=self.config.train.remat)
 
-    @partial(jax.jit, static_argnums=0)
-    def init(self) -> TrainState:
+    def _init(self) -> TrainState:
         """The state before the first step, from the config's seed."""
         model = self._build_model(self.config.train.seed)
         params, batch_stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
-        return TrainState(jnp.array(0), params, batch_stats, self.optimizer.init(params))
+        return TrainState(jnp.array(0), jnp.array(0), params, batch_stats, self.optimizer.init(params))
 
     def loss(
         self, params: PyTree, batch_stats: PyTree, step: Array, batch: Batch, encoder: Any, training: bool
@@ -114,15 +134,21 @@ class Trainer:
         gradients, (loss, batch_stats) = jax.grad(self.loss, has_aux=True)(
             state.params, state.batch_stats, state.step, batch, encoder, training=True
         )
+        norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(loss.value) & jnp.isfinite(norm)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        new = (optax.apply_updates(state.params, updates), batch_stats, optimizer)
+        old = (state.params, state.batch_stats, state.optimizer)
+        kept = jax.tree.map(lambda changed, unchanged: jnp.where(finite, changed, unchanged), new, old)
+        skipped = state.skipped + jnp.where(finite, 0, 1)
         metrics = {
             "loss": loss.value,
-            "gradient_norm": optax.tree.norm(gradients),
+            "gradient_norm": norm,
             "learning_rate": self.schedule(state.step),
+            "skipped_steps": skipped,
             **loss.metrics,
         }
-        return TrainState(state.step + 1, params, batch_stats, optimizer), metrics
+        return TrainState(state.step + 1, skipped, *kept), metrics
 
     def _validation_step(self, state: TrainState, batch: Batch, encoder: Any = None) -> Float[Array, " B"]:
         """Loss of each example, with the running statistics."""

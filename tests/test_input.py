@@ -103,6 +103,17 @@ def test_a_pass_holds_every_clip_once(records):
     assert (np.unique(queries, axis=0, return_counts=True)[1] == 2).all()
 
 
+def test_the_ids_of_a_batch_are_those_of_its_clips(records):
+    batches = batches_of(records, training=False)
+    for step in (0, 1, 5):
+        loud = {sound.tobytes(): True for sound in batches[step].sources.reshape(-1, batches[step].sources.shape[-1])}
+        reader = build_reader(small_config(records.folder), records, "image")
+        split = records.split("train")
+        numbers = {entry.id: number for number, entry in enumerate(split.entries)}
+        for id, sound in zip(batches.ids(step), loud, strict=True):
+            assert reader(split[numbers[id]], None)["sources"].tobytes() == sound
+
+
 def test_processes_share_the_same_global_batch(records):
     whole = batches_of(records, batch_size=4)
     parts = [batches_of(records, batch_size=2, process_index=i, num_processes=2) for i in range(2)]

@@ -16,9 +16,10 @@ from flax import nnx
 
 from clipsep_jax.checkpoint import Checkpoints
 from clipsep_jax.config import Config, OptimizerConfig
+from clipsep_jax.input import Batches
 from clipsep_jax.metrics_log import MetricsLog, read_metrics
 from clipsep_jax.model_dir import open_model_dir
-from clipsep_jax.structures import Batch, InputError
+from clipsep_jax.structures import Batch, InputError, InputWarning
 from clipsep_jax.train import Interrupted, Run, train
 from clipsep_jax.train_step import Trainer, learning_rate_schedule
 from tests.encoders.tiny_clip import make_tiny_clip_folder
@@ -112,7 +113,7 @@ def test_resumed_run_equals_an_uninterrupted_one(records, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(small_config(records, steps=6), whole)
     train(small_config(records, steps=4), parts)
-    train(small_config(records, steps=6), parts)
+    train(small_config(records, steps=6), parts, allow_changes=["train.steps"])
     assert read_metrics(parts) == read_metrics(whole)
     weights = [open_model_dir(folder).folder / "model.safetensors" for folder in (whole, parts)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
@@ -204,15 +205,72 @@ def test_a_signal_saves_and_the_run_goes_on(records, tmp_path, monkeypatch):
             train(config, tmp_path)
     assert stop.value.step in (3, 4)
     assert open_model_dir(tmp_path).progress["step"] == stop.value.step
-    train(small_config(records, steps=6), tmp_path)
+    changed = ["train.steps", "train.validate_every", "checkpoint.save_every"]
+    train(small_config(records, steps=6), tmp_path, allow_changes=changed)
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_loss_that_is_not_finite_stops_the_run(records, tmp_path):
     config = small_config(records)
     config = replace(config, optimizer=OptimizerConfig(learning_rate=float("inf"), warmup_steps=1))
-    with pytest.raises(InputError, match=r"of step \d is (nan|inf)"):
+    with (
+        pytest.warns(InputWarning, match="Step 2 changed nothing"),
+        pytest.raises(InputError, match=r"of step 2 is (nan|inf)"),
+    ):
         train(config, tmp_path)
+
+
+def poison(monkeypatch, steps: set[int]) -> None:
+    """Makes the gains of some steps' batches NaN."""
+    iterate = Batches.iterate
+
+    def poisoned(self, start=0):
+        for step, batch in enumerate(iterate(self, start), start + 1):
+            yield replace(batch, gain=np.full_like(batch.gain, np.nan)) if step in steps else batch
+
+    monkeypatch.setattr(Batches, "iterate", poisoned)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_names_its_clips(records, tmp_path, monkeypatch):
+    config = small_config(records, steps=6, log_every=3)
+    poison(monkeypatch, {2, 4})
+    with pytest.warns(InputWarning, match=r"Step \d changed nothing") as told:
+        train(config, tmp_path)
+    batches = Run(config, tmp_path).train_batches
+    for step, warning in zip((2, 4), told, strict=True):
+        assert str(warning.message).startswith(f"Step {step} ")
+        assert str(warning.message).endswith(f"It held {', '.join(batches.ids(step - 1))}.")
+    assert [line["skipped_steps"] for line in read_metrics(tmp_path)] == [1, 1, 2, 2]
+    assert all("loss" in line for line in read_metrics(tmp_path) if line["step"] not in (2, 4))
+    assert all(np.isfinite(value) for line in read_metrics(tmp_path) for value in line.values())
+
+
+def test_a_skipped_step_keeps_parameters_statistics_and_optimizer(records):
+    config = small_config(records)
+    trainer, batch = Trainer(config), random_batch(config)
+    start, _ = trainer.train_step(trainer.init(), batch)
+    start = jax.tree.map(np.asarray, start)
+    bad = replace(batch, gain=jnp.full_like(batch.gain, jnp.inf))
+    after, metrics = trainer.train_step(start, bad)
+    assert not np.isfinite(metrics["gradient_norm"]) or not np.isfinite(metrics["loss"])
+    assert (int(after.step), int(after.skipped)) == (2, 1)
+    for name in ("params", "batch_stats", "optimizer"):
+        for got, want in zip(*(jax.tree.leaves(getattr(s, name)) for s in (after, start)), strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run(records, tmp_path, monkeypatch):
+    config = small_config(records, steps=20, log_every=4, validate_every=20, max_skipped_in_row=3)
+    config = replace(config, checkpoint=replace(config.checkpoint, save_every=20))
+    poison(monkeypatch, {2, 3, 7, 8, 9})
+    with (
+        pytest.warns(InputWarning, match=r"Step [2378] changed nothing"),
+        pytest.raises(InputError, match=r"not finite in 3 steps in a row, up to step 9 \(of clip"),
+    ):
+        train(config, tmp_path)
+
+
+CHANGES = ["train.steps", "optimizer.learning_rate", "optimizer.warmup_steps", "checkpoint.save_every"]
 
 
 def test_a_broken_update_is_never_saved(records, tmp_path):
@@ -222,8 +280,8 @@ def test_a_broken_update_is_never_saved(records, tmp_path):
     broken = replace(config, optimizer=OptimizerConfig(learning_rate=1e38, warmup_steps=1))
     broken = replace(broken, checkpoint=replace(config.checkpoint, save_every=1))
     with pytest.raises(InputError, match="norm of the parameters of step 3"):
-        train(broken, tmp_path)
-    train(config, tmp_path)
+        train(broken, tmp_path, allow_changes=CHANGES)
+    train(config, tmp_path, allow_changes=CHANGES)
     assert [line["step"] for line in read_metrics(tmp_path)][-1] == 4
 
 
@@ -244,7 +302,24 @@ def test_another_network_cannot_resume(records, tmp_path):
     train(config, tmp_path)
     wider = replace(config, model=replace(config.model, width=4))
     with pytest.raises(InputError, match=r"is of another network: \S+ is \(.*\) there"):
-        train(wider, tmp_path)
+        train(wider, tmp_path, allow_changes=["model.width"])
+
+
+def test_options_that_differ_from_the_checkpoints_are_listed_and_refused(records, tmp_path):
+    config = small_config(records)
+    train(config, tmp_path)
+    changed = replace(config, train=replace(config.train, steps=6), objective=replace(config.objective, gamma=0.5))
+    words = (
+        r"objective\.gamma was 0\.25, is 0\.5; train\.steps was 4, is 6\. .*"
+        r"--allow-change=objective\.gamma --allow-change=train\.steps"
+    )
+    with pytest.raises(InputError, match=words):
+        train(changed, tmp_path)
+    with pytest.raises(InputError, match=r"config: objective\.gamma was 0\.25, is 0\.5\. "):
+        train(changed, tmp_path, allow_changes=["train.steps"])
+    assert read_metrics(tmp_path)[-1]["step"] == 4
+    train(changed, tmp_path, allow_changes=["train.steps", "objective.gamma"])
+    assert read_metrics(tmp_path)[-1]["step"] == 6
 
 
 def test_without_validation_split_the_latest_model_is_kept(tmp_path):
@@ -257,7 +332,7 @@ def test_model_directory_holds_the_checkpoint(records, tmp_path):
     config = small_config(records, steps=2)
     train(config, tmp_path)
     like = Run(config, tmp_path).trainer.init()
-    with Checkpoints(tmp_path / "checkpoints", config.checkpoint) as checkpoints:
+    with Checkpoints(tmp_path / "checkpoints", config) as checkpoints:
         state = checkpoints.restore(2, like)
     model = open_model_dir(tmp_path).load_model()
     params, batch_stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)

@@ -75,6 +75,7 @@ def test_with_bfloat16_the_state_and_the_metrics_stay_float32(objective, parts):
     dtypes = jax.tree.map(lambda x: x.dtype, before)
     state, metrics = trainer.train_step(before, batch)
     assert jax.tree.map(lambda x: x.dtype, state) == dtypes
+    assert metrics.pop("skipped_steps") == 0
     assert {x.dtype for x in jax.tree.leaves((state.params, state.batch_stats, metrics))} == {jnp.dtype("float32")}
     jaxpr = str(jax.make_jaxpr(trainer.train_step)(state, batch))
     assert any("bf16" in line and "dot_general" in line for line in jaxpr.splitlines())

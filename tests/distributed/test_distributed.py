@@ -1,9 +1,23 @@
-"""Batches on their way to the devices."""
+"""Many devices: batches on their way to them, equal steps, restored states, programs for chips that are not here."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from clipsep_jax.distributed import make_mesh, put_ahead
+from clipsep_jax.distributed import (
+    abstract_mesh,
+    is_one_of_many,
+    make_mesh,
+    put_ahead,
+    replicated,
+    state_sharding,
+)
 
 
 def test_batches_are_put_ahead_and_keep_their_order():
@@ -19,3 +33,71 @@ def test_batches_are_put_ahead_and_keep_their_order():
     assert taken == [0, 1, 2]
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(first))
     assert [int(batch["sources"][0, 0]) for batch in (first, *ahead)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "8"}, False),  # in the batch script itself, outside of srun
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"MEGASCALE_COORDINATOR_ADDRESS": "a:1"}, True),
+    ],
+)
+def test_the_environment_tells_of_other_processes(environment, expected):
+    assert is_one_of_many(environment) is expected
+
+
+def test_fsdp_splits_the_longest_axis_that_can_be_shared():
+    shapes = [(512, 4, 4, 256), (6, 4096), (4096, 6), (33, 4099), (8,), ()]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    specs = [s.spec for s in state_sharding(arrays, abstract_mesh(8), "fsdp")]
+    assert [tuple(spec) for spec in specs] == [("data",), (None, "data"), ("data",), (), (), ()]
+    assert {s.spec for s in state_sharding(arrays, abstract_mesh(8), "replicated")} == {replicated(make_mesh()).spec}
+
+
+def run_with_eight_devices(check: str, folder: Path, **settings: str) -> None:
+    settings |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | settings
+    command = [sys.executable, "-m", "tests.distributed.eight_devices", check, str(folder)]
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.stdout.endswith("held\n"), done.stderr
+
+
+@pytest.mark.slow
+def test_a_step_is_the_same_on_1_and_8_devices(tmp_path):
+    run_with_eight_devices("equal_step", tmp_path, JAX_ENABLE_X64="1")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("bits", [64, 32])
+def test_at_five_states_it_is_the_same_on_1_2_4_and_8_devices(tmp_path, bits):
+    run_with_eight_devices("equal_steps", tmp_path, JAX_ENABLE_X64=str(int(bits == 64)))
+
+
+@pytest.mark.slow
+def test_a_state_is_restored_on_fewer_devices_bit_for_bit(tmp_path):
+    run_with_eight_devices("restored_on_fewer", tmp_path)
+
+
+def lower_for(clip_folder: Path, *which: str) -> None:
+    command = [sys.executable, "-m", "tests.distributed.lowering", str(clip_folder), *which]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.stdout.endswith("held\n"), done.stderr
+
+
+@pytest.mark.slow
+def test_the_whole_step_lowers_for_chips_that_are_not_here(clip_folder):
+    lower_for(clip_folder, "tpu", "128")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("num_devices", ["8", "128"])
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_so_it_does_for_all_of_them(clip_folder, platform, num_devices):
+    lower_for(clip_folder, platform, num_devices)

@@ -112,7 +112,9 @@ class OurTrainer:
         moments = {"mu": self.ours(params, mean, dtype), "nu": self.ours(params, square, dtype)}
         # A count of 64 bits, where they are on, because optax takes the schedule's precision from it.
         optimizer = optax.tree.set(self.trainer.optimizer.init(params), count=jnp.array(step), **moments)
-        return TrainState(jnp.array(step), params, self.ours(self.template.batch_stats, tensors, dtype), optimizer)
+        return TrainState(
+            jnp.array(step), jnp.array(0), params, self.ours(self.template.batch_stats, tensors, dtype), optimizer
+        )
 
     def _probe(self, state: TrainState, batch: Batch):
         """Loss, gradients and the state after."""

@@ -1,0 +1,139 @@
+"""Checks that need eight devices; run in a process of its own, see `test_distributed.py`.
+
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.distributed.eight_devices CHECK FOLDER
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from clipsep_jax.checkpoint import Checkpoints
+from clipsep_jax.config import Config
+from clipsep_jax.distributed import make_mesh, put_batch
+from clipsep_jax.structures import Batch
+from clipsep_jax.train_step import Trainer, TrainState
+from tests.small import QUERY_SIZE, small_config
+
+FLOAT = jax.dtypes.canonicalize_dtype(float)
+
+
+def config_of(sharding: str) -> Config:
+    config = small_config(Path())
+    # Wide enough that some arrays are split.
+    model = replace(config.model, width=16, num_levels=2)
+    spectrogram = replace(config.spectrogram, num_samples=8_191)
+    data = replace(config.data, batch_size=8)
+    return replace(config, model=model, data=data, spectrogram=spectrogram, sharding=sharding)
+
+
+def batch_of(config: Config, seed: int) -> Batch:
+    """Clips of different loudness, so that statistics of a part of the batch are not those of all."""
+    rng, b = np.random.default_rng(seed), config.data.batch_size
+    sound = rng.integers(-9000, 9000, (b, 2, config.spectrogram.num_samples))
+    sound = (sound * np.linspace(0.01, 1, b)[:, None, None]).astype(np.int16)
+    return Batch(sound, np.ones((b, 2), FLOAT), rng.normal(size=(b, 2, QUERY_SIZE)).astype(FLOAT))
+
+
+def on_host(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+def worst_difference(got, want) -> float:
+    """The largest difference of any array, relative to its largest value."""
+    pairs = zip(jax.tree.leaves(on_host(got)), jax.tree.leaves(on_host(want)), strict=True)
+    return max(float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12)) for a, b in pairs)
+
+
+class OneStep:
+    """Loss, gradients and new statistics of a step on some devices, from a state on the host."""
+
+    def __init__(self, config: Config, num_devices: int):
+        self.split = config.sharding == "fsdp" and num_devices > 1
+        self.mesh = make_mesh(jax.devices()[:num_devices])
+        self.trainer = Trainer(config, mesh=self.mesh)
+        self.places = jax.tree.map(lambda x: x.sharding, self.trainer.init())
+        self.gradient = jax.jit(jax.grad(partial(self.trainer.loss, training=True), has_aux=True))
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple:
+        state, batch = jax.device_put(state, self.places), put_batch(batch, self.mesh)
+        gradients, (loss, statistics) = self.gradient(state.params, state.batch_stats, state.step, batch, None)
+        new, metrics = self.trainer.train_step(state, batch)
+        if self.split:
+            assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves((new.params, new.optimizer)))
+        np.testing.assert_allclose(metrics["loss"], loss.value, rtol=1e-6)
+        assert worst_difference(new.batch_stats, statistics) < 1e-5
+        return on_host((loss.value, gradients, new.batch_stats))
+
+
+def equal_step(folder: Path) -> None:
+    """In the middle of a run, a step is the same on 1 and 8 devices."""
+    compare_steps((1,), {8: ("fsdp",)})
+
+
+def equal_steps(folder: Path) -> None:
+    """At five states of a run, a step is the same on 1, 2, 4 and 8 devices, replicated and sharded."""
+    compare_steps(range(5), dict.fromkeys((2, 4, 8), ("replicated", "fsdp")))
+
+
+def compare_steps(numbers: Sequence[int], shardings: Mapping[int, Sequence[str]]) -> None:
+    """Compare loss, gradients and statistics of a step on one device with those on more.
+
+    In float64, as in float32 gradients jump where rounding moves a mask over the kink of min(1, query + noise), on
+    which all masks lie at the start; there, loss and statistics are compared.
+    """
+    exact = jax.config.read("jax_enable_x64")
+    plain = config_of("replicated")
+    trainer = Trainer(plain)
+    state, states = trainer.init(), []
+    for seed in range(max(numbers) + 1):
+        states.append(on_host(state))
+        state, _ = trainer.train_step(state, batch_of(plain, seed))
+    batches = {number: batch_of(plain, 10 + number) for number in numbers}
+    one = OneStep(plain, 1)
+    wanted = {number: one(states[number], batch) for number, batch in batches.items()}
+    for num_devices, kinds in shardings.items():
+        for kind in kinds:
+            several = OneStep(config_of(kind), num_devices)
+            for number, want in wanted.items():
+                got = several(states[number], batches[number])
+                difference = worst_difference(got if exact else got[::2], want if exact else want[::2])
+                assert difference < 1e-5, (number, kind, num_devices, difference)
+
+
+def restored_on_fewer(folder: Path) -> None:
+    """8 -> 2 -> 1 devices: every restored value is equal bit for bit, and lies as the devices want it."""
+    config = config_of("fsdp")
+    states = {}
+    for step, num_devices in ((1, 8), (2, 2), (3, 1)):
+        mesh = make_mesh(jax.devices()[:num_devices])
+        trainer = Trainer(config, mesh=mesh)
+        state = trainer.init()
+        with Checkpoints(folder, config) as checkpoints:
+            if step > 1:
+                state = checkpoints.restore(step - 1, state)
+                for got, want in zip(jax.tree.leaves(on_host(state)), jax.tree.leaves(states[step - 1]), strict=True):
+                    np.testing.assert_array_equal(got, want)
+                for leaf, like in zip(jax.tree.leaves(state), jax.tree.leaves(trainer.init()), strict=True):
+                    assert isinstance(leaf.sharding, NamedSharding)
+                    assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
+            state, _ = trainer.train_step(state, put_batch(batch_of(config, step), mesh))
+            states[step] = on_host(state)
+            checkpoints.save(step, state)
+
+
+CHECKS: dict[str, Callable[[Path], None]] = {
+    "equal_step": equal_step,
+    "equal_steps": equal_steps,
+    "restored_on_fewer": restored_on_fewer,
+}
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    CHECKS[sys.argv[1]](Path(sys.argv[2]))
+    print("held")
