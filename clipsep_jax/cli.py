@@ -17,7 +17,12 @@ EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0 done, 2 input that cannot be used, 130 interrupted."""
+    """Runs a command.
+
+    Returns:
+        Its exit code: 0 done, 1 a failure of the machine, 2 input that cannot be used, 130 interrupted by Ctrl-C, 75
+        training stopped and saved after SIGTERM.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options, rest = _parser().parse_known_args(arguments)
     if rest and options.command is not _train:
@@ -35,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as stop:
         print(f"clipsep: {str(stop) or 'interrupted'}.", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return getattr(stop, "exit_code", EXIT_INTERRUPTED)
 
 
 def _os_error(error: OSError) -> str:
@@ -95,19 +100,41 @@ def _describe_train(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="an option, such as train.steps, that may differ from that of the run to go on with; repeatable",
     )
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="of process 0, where several run together and no SLURM, MPI or TPU tells",
+    )
+    parser.add_argument("--num-processes", type=_positive, metavar="N", help="with --coordinator: how many run")
+    parser.add_argument("--process-id", type=int, metavar="I", help="with --coordinator: which one this is, from 0")
     parser.epilog = "Any option of the config can be set: --config.train.steps=1000 --config.data.records=DIR"
 
 
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from clipsep_jax import distributed
+
     config = _read_config(options.config, overrides)
+    distributed.start(_cluster(options))
     if config.toy.num_clips:
         from clipsep_jax.demo.toy import make_toy_records
 
-        make_toy_records(Path(config.data.records), config.toy.num_clips, config.toy.encoder_steps)
+        toy, place = config.toy, Path(config.data.records)
+        distributed.first_process_alone(lambda: make_toy_records(place, toy.num_clips, toy.encoder_steps))
     from clipsep_jax.train import train
 
     best = train(config, options.workdir, allow_changes=options.allow_change)
     print(f"The best model is in {best}; try `clipsep separate FILE --model {options.workdir} --query ... --out DIR`.")
+
+
+def _cluster(options: argparse.Namespace) -> Any:
+    from clipsep_jax.distributed import Cluster
+
+    values = (options.coordinator, options.num_processes, options.process_id)
+    if values == (None, None, None):
+        return None
+    if None in values or not 0 <= options.process_id < options.num_processes:
+        raise InputError("--coordinator, --num-processes and --process-id go together; processes count from 0.")
+    return Cluster(*values)
 
 
 def _read_config(spec: str, overrides: Sequence[str]) -> Any:

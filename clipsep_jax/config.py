@@ -129,6 +129,7 @@ class TrainConfig:
     validate_every: int = 10_000
     validation_batches: int = 16
     max_skipped_in_row: int = 10  # steps without a finite loss and gradient, which change nothing; then the run ends
+    hang_seconds: int = 1_800  # without a step, after which the process tells where it hangs, and ends
     precision: str = "float32"  # of the U-Net's arithmetic; with "bfloat16" all else stays float32
     remat: bool = False  # compute the inside of inner levels again in the backward pass: less memory, more time
 
@@ -258,7 +259,7 @@ def _check_numbers(config: Config) -> None:
         "spectrogram": ("num_samples", "fft_size", "hop_samples", "num_warped_bins"),
         "model": ("num_levels", "width", "num_channels", "query_size"),
         "data": ("num_sources", "batch_size", "frames_per_clip", "read_threads"),
-        "train": ("steps", "log_every", "validate_every", "validation_batches", "max_skipped_in_row"),
+        "train": ("steps", "log_every", "validate_every", "validation_batches", "max_skipped_in_row", "hang_seconds"),
         "checkpoint": ("save_every", "keep_latest"),
     }
     for group, names in positive.items():

@@ -2,12 +2,13 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -56,6 +57,14 @@ def is_one_of_many(environment: Mapping[str, str]) -> bool:
     in_step = "SLURM_PROCID" in environment or "OMPI_COMM_WORLD_SIZE" in environment
     several_hosts = "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment
     return several_hosts or (in_step and any(count.isdecimal() and int(count) > 1 for count in counts))
+
+
+def first_process_alone(work: Callable[[], object]) -> None:
+    """Do something in the first process while the others wait."""
+    if jax.process_index() == 0:
+        work()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("first process alone")
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, num_model: int = 1) -> Mesh:

@@ -3,6 +3,9 @@
 A clip is cut as the official code does: a centre picture, audio around its time, a few pictures around it.
 """
 
+import threading
+import warnings
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +19,15 @@ from clipsep_jax.queries import EmbeddingTable
 from clipsep_jax.records import (
     FRAMES_PER_SECOND,
     LABEL_EMBEDDINGS_NAME,
+    CorruptRecordError,
     Record,
     RecordSet,
     RecordSplit,
     decode_frame,
 )
-from clipsep_jax.structures import Batch, InputError
+from clipsep_jax.structures import Batch, InputError, InputWarning
+
+MAX_REPLACED, REPLACED_WINDOW = 1, 1_000  # damaged records that may be replaced, of so many reads in a row
 
 
 def centre_range(num_frames: int, margin: int) -> tuple[int, int]:
@@ -139,6 +145,55 @@ def _check_query_size(config: Config, where: str, size: int) -> None:
         )
 
 
+class TolerantSplit:
+    """A split in which a damaged record is replaced by the next whole one, with a warning that names both.
+
+    Which one depends on the split alone, so equal runs stay equal. Reading is safe from many threads.
+
+    Attributes:
+        replaced: how many were replaced, by reason.
+    """
+
+    def __init__(self, split: RecordSplit):
+        self.replaced: Counter[str] = Counter()
+        self._split = split
+        self._num_reads = 0
+        self._replaced_at: deque[int] = deque(maxlen=MAX_REPLACED + 1)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __repr__(self) -> str:
+        return repr(self._split)
+
+    def __getitem__(self, index: int) -> Record:
+        """Read a record, or the one after it.
+
+        Raises:
+            InputError: more than 0.1% of any 1,000 records were damaged.
+        """
+        with self._lock:
+            self._num_reads += 1
+        for other in range(index, index + len(self)):
+            try:
+                return self._split[other % len(self)]
+            except CorruptRecordError as error:
+                self._count(error, (other + 1) % len(self))
+        raise AssertionError("a split without a whole record has ended the run before")
+
+    def _count(self, error: CorruptRecordError, instead: int) -> None:
+        with self._lock:
+            self.replaced[error.reason] += 1
+            self._replaced_at.append(self._num_reads)
+            recent = [at for at in self._replaced_at if at > self._num_reads - REPLACED_WINDOW]
+        if len(recent) > MAX_REPLACED:
+            counts = ", ".join(f"{count} times: {reason}" for reason, count in self.replaced.items())
+            raise InputError(f"{error} More than {MAX_REPLACED} of {REPLACED_WINDOW} records were damaged ({counts}).")
+        entry = self._split.entries[instead]
+        warnings.warn(f"{error} Meanwhile {entry.id} takes its place.", InputWarning, stacklevel=3)
+
+
 @dataclass(frozen=True)
 class Batches:
     """Batches by their number: `batches[step]`, or iterated from a step on with reading ahead."""
@@ -146,6 +201,7 @@ class Batches:
     dataset: Any  # grain.MapDataset
     numbers: Any  # the same of the clips' numbers in the split, [B, N] a step
     split: RecordSplit
+    source: TolerantSplit
     read_threads: int
 
     def __getitem__(self, step: int) -> Batch:
@@ -205,12 +261,13 @@ def build_batches(
         return clips.batch(num_sources).batch(batch_size)[process_index::num_processes]
 
     read: Callable = reader
-    dataset = ordered(source)
+    tolerant = TolerantSplit(source)
+    dataset = ordered(tolerant)
     dataset = dataset.random_map(read) if training else dataset.map(lambda record: reader(record, None))
     dataset = batched(dataset)
     if kind == "hybrid":
         dataset = dataset.map_with_index(lambda step, batch: batch | {"query": batch["query"][:, :, step % 2]})
-    return Batches(dataset, batched(ordered(range(len(source)))), source, config.data.read_threads)
+    return Batches(dataset, batched(ordered(range(len(source)))), source, tolerant, config.data.read_threads)
 
 
 def _check_labels(split: RecordSplit) -> None:

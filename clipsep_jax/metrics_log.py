@@ -26,7 +26,11 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 class MetricsLog:
     """Appends scalars; on resuming, what came after the restored step is removed first."""
 
-    def __init__(self, workdir: Path, start: int):
+    def __init__(self, workdir: Path, start: int, writing: bool = True):
+        """Open the files; `writing` is for one process of several."""
+        self._writing = writing
+        if not writing:
+            return
         from tensorboardX import SummaryWriter
 
         workdir.mkdir(parents=True, exist_ok=True)
@@ -38,6 +42,8 @@ class MetricsLog:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Appends one line and one point a curve."""
+        if not self._writing:
+            return
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
@@ -47,6 +53,8 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        if not self._writing:
+            return
         os.fsync(self._file.fileno())
         self._file.close()
         self._board.close()

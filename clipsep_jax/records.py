@@ -40,7 +40,15 @@ _MAX_FLAC_SAMPLES = 2**25  # of one clip, 35 minutes; FLAC can hold a lot of sil
 
 
 class CorruptRecordError(InputError):
-    """A stored record does not read back as it was written."""
+    """A stored record does not read back as it was written.
+
+    Attributes:
+        reason: in a few words, such as "its checksum is wrong".
+    """
+
+    def __init__(self, message: str, reason: str = "it is no record"):
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,7 +338,8 @@ class RecordSplit:
             record = unframed(data, entry.length)
         except ValueError as error:
             where = f"{self._folder / entry.shard}: record {entry.number} is damaged ({error})"
-            raise CorruptRecordError(f"{where}; restore the file or prepare the records again.") from None
+            message = f"{where}; restore the file or prepare the records again."
+            raise CorruptRecordError(message, str(error)) from None
         return decode_record(record, with_frames=self._with_frames)
 
 

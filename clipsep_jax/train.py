@@ -9,15 +9,11 @@ A workdir holds
 """
 
 import math
-import signal
-import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from types import FrameType
 
 import jax
 import numpy as np
@@ -36,48 +32,9 @@ from clipsep_jax.input import Batches, build_batches
 from clipsep_jax.metrics_log import MetricsLog
 from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE, start_model_dir, write_weights
 from clipsep_jax.records import LABEL_EMBEDDINGS_NAME, EncoderInfo, RecordSet
+from clipsep_jax.stopping import EXIT_INTERRUPTED, Interrupted, StopRequest, Watchdog, stop_on_signal
 from clipsep_jax.structures import InputError, InputWarning
 from clipsep_jax.train_step import Trainer, TrainState
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training stopped early on request, after saving `step`."""
-
-    def __init__(self, step: int):
-        super().__init__(f"stopped after step {step}; the same command goes on from there")
-        self.step = step
-
-
-@dataclass
-class StopRequest:
-    """Set by the first Ctrl-C or SIGTERM; the loop looks at it between steps."""
-
-    requested: bool = False
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[StopRequest]:
-    """Turns the first SIGINT or SIGTERM into a request; the second one acts as usual.
-
-    Only the main thread can take signals; elsewhere nothing is changed.
-    """
-    stop = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        stop.requested = True
-        signal.signal(number, before[number])
-
-    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Run:
@@ -92,6 +49,7 @@ class Run:
         encoder = self._load_encoder()
         self.encoder_state = jax.device_put(encoder.state, replicated(self.mesh)) if encoder else None
         self.trainer = Trainer(config, encoder.encode_images if encoder else None, self.mesh)
+        self.gather = jax.jit(lambda tree: tree, out_shardings=replicated(self.mesh))
         self.train_batches = self._batches(config.data.train_split, config.query.kind, training=True)
         self.validation_batches = {
             kind: self._batches(config.data.validation_split, kind, training=False) for kind in self._validated_kinds()
@@ -215,7 +173,7 @@ def train(config: Config, workdir: Path, *, allow_changes: Sequence[str] = ()) -
                 f"{run.records.folder} has no split {config.data.validation_split!r} with enough clips for a mixture: "
                 "the latest model is kept as the best."
             )
-        with MetricsLog(workdir, start) as log:
+        with MetricsLog(workdir, start, writing=jax.process_index() == 0) as log:
             _loop(run, state, start, checkpoints, log, stop)
     return best
 
@@ -271,12 +229,13 @@ def _loop(
     progress = tqdm(total=steps, initial=start, unit="step", desc="train", disable=jax.process_index() != 0)
     batches = put_ahead(run.train_batches.iterate(start), run.mesh)
     skipped = SkippedSteps(run, float(state.skipped))
-    with progress:
+    with progress, Watchdog(config.train.hang_seconds) as watchdog:
         for step in range(start + 1, steps + 1):
             state, metrics = run.trainer.train_step(state, next(batches), run.encoder_state)
             skipped.counts.append(metrics["skipped_steps"])
             progress.update()
-            last = step == steps or stop.requested
+            watchdog.step()
+            last = stop.stops_at(step) or step == steps
             validation = run.validate(state) if step % config.train.validate_every == 0 or step == steps else {}
             saving = last or bool(validation) or step % config.checkpoint.save_every == 0
             if saving or step % config.train.log_every == 0:
@@ -299,7 +258,7 @@ def _loop(
                     _write_best(run, state, step, None)
                 checkpoints.save(step, state, selected)
             if last and step < steps:
-                raise Interrupted(step)
+                raise Interrupted(step, stop.exit_code or EXIT_INTERRUPTED)
 
 
 def _check_finite(scalars: dict[str, float], step: int) -> None:
@@ -312,6 +271,7 @@ def _check_finite(scalars: dict[str, float], step: int) -> None:
 
 
 def _write_best(run: Run, state: TrainState, step: int, validation_loss: float | None) -> None:
+    params, batch_stats = run.gather((state.params, state.batch_stats))  # every process takes part
     if jax.process_index() == 0:
-        model = nnx.merge(run.trainer.graphdef, state.params, state.batch_stats, copy=True)
+        model = nnx.merge(run.trainer.graphdef, params, batch_stats, copy=True)
         write_weights(run.workdir / BEST_FOLDER, model, step, validation_loss)

@@ -85,3 +85,11 @@ def test_the_table_has_a_row_for_every_figure():
     lines = table(results).splitlines()
     assert "some device" in lines[0]
     assert sum(line.endswith("| 1,234 |") for line in lines) == sum(len(run.figures) for run in RUNS)
+
+
+@pytest.mark.slow
+def test_scaling_on_paper_counts_the_state():
+    by_chips = {row["chips"]: row for row in run("scaling")["rows"]}
+    assert by_chips[1]["state_megabytes_replicated"] == by_chips[1024]["state_megabytes_replicated"]
+    assert by_chips[8]["state_megabytes_fsdp"] == pytest.approx(by_chips[1]["state_megabytes_fsdp"] / 8, rel=0.05)
+    assert by_chips[1]["state_megabytes_fsdp"] == pytest.approx(3 * by_chips[1]["gradient_megabytes"], rel=0.01)

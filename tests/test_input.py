@@ -1,12 +1,15 @@
 """Cuts, queries and the order of batches."""
 
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
 
+from clipsep_jax import input
 from clipsep_jax.config import Config
 from clipsep_jax.input import (
+    TolerantSplit,
     build_batches,
     build_reader,
     centre_range,
@@ -16,7 +19,7 @@ from clipsep_jax.input import (
 )
 from clipsep_jax.queries import EmbeddingTable
 from clipsep_jax.records import LABEL_EMBEDDINGS_NAME, RecordSet
-from clipsep_jax.structures import Batch, InputError
+from clipsep_jax.structures import Batch, InputError, InputWarning
 from tests.small import QUERY_SIZE, make_record, make_records, small_config
 
 
@@ -206,3 +209,50 @@ def test_embeddings_mode_decodes_no_picture(records, monkeypatch):
     batch = batches_of(records)[0]
     assert batch.frames is None
     assert batch.query.shape == (2, 2, QUERY_SIZE)
+
+
+def damage(records: RecordSet, split: str, numbers: set[int]) -> None:
+    for entry in records.split(split).entries:
+        if entry.number in numbers:
+            path = records.folder / entry.shard
+            data = bytearray(path.read_bytes())
+            data[entry.offset + 50] ^= 1
+            path.write_bytes(data)
+
+
+def test_a_damaged_record_is_replaced_by_the_next_whole_one(tmp_path):
+    records = RecordSet(make_records(tmp_path))
+    whole = batches_of(records, training=False)
+    ids = [entry.id for entry in records.split("train").entries]
+    wanted = {whole.ids(step)[i]: whole[step].sources.reshape(4, -1)[i] for step in range(5) for i in range(4)}
+    damage(records, "train", {3})
+    batches = batches_of(records, training=False)
+    steps = [step for step in range(2) if ids[3] in batches.ids(step)]
+    with pytest.warns(InputWarning, match=rf"record 3 is damaged \(its checksum is wrong\).* Meanwhile {ids[4]} takes"):
+        batch = batches[steps[0]]
+    for id, sound in zip(batches.ids(steps[0]), batch.sources.reshape(4, -1), strict=True):
+        np.testing.assert_array_equal(sound, wanted[ids[4] if id == ids[3] else id])
+    assert dict(batches.source.replaced) == {"its checksum is wrong": 1}
+
+
+def test_more_than_one_damaged_record_in_a_thousand_ends_the_run(tmp_path):
+    records = RecordSet(make_records(tmp_path))
+    damage(records, "train", {3, 6})
+    batches = batches_of(records, training=False)
+    with (
+        pytest.warns(InputWarning, match="record [36] is damaged"),
+        pytest.raises(InputError, match=r"More than 1 of 1000 records were damaged \(2 times: its checksum is wrong\)"),
+    ):
+        list(islice(batches.iterate(), 5))
+
+
+def test_two_damaged_records_far_apart_are_both_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(input, "REPLACED_WINDOW", 5)
+    records = RecordSet(make_records(tmp_path))
+    damage(records, "train", {1})
+    source = TolerantSplit(records.split("train"))
+    with pytest.warns(InputWarning, match="record 1 is damaged"):
+        found = [source[index].id for index in (1, 0, 2, 3, 4, 5, 6, 1)]
+    assert found == [records.split("train").entries[number].id for number in (2, 0, 2, 3, 4, 5, 6, 2)]
+    with pytest.raises(InputError, match="More than 1 of 5"):
+        _ = source[1]

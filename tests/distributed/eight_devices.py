@@ -54,21 +54,17 @@ class OneStep:
     """Loss, gradients and new statistics of a step on some devices, from a state on the host."""
 
     def __init__(self, config: Config, num_devices: int):
-        self.split = config.sharding == "fsdp" and num_devices > 1
         self.mesh = make_mesh(jax.devices()[:num_devices])
         self.trainer = Trainer(config, mesh=self.mesh)
         self.places = jax.tree.map(lambda x: x.sharding, self.trainer.init())
+        split = [not place.is_fully_replicated for place in jax.tree.leaves(self.places)]
+        assert any(split) == (config.sharding == "fsdp" and num_devices > 1)
         self.gradient = jax.jit(jax.grad(partial(self.trainer.loss, training=True), has_aux=True))
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple:
         state, batch = jax.device_put(state, self.places), put_batch(batch, self.mesh)
         gradients, (loss, statistics) = self.gradient(state.params, state.batch_stats, state.step, batch, None)
-        new, metrics = self.trainer.train_step(state, batch)
-        if self.split:
-            assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves((new.params, new.optimizer)))
-        np.testing.assert_allclose(metrics["loss"], loss.value, rtol=1e-6)
-        assert worst_difference(new.batch_stats, statistics) < 1e-5
-        return on_host((loss.value, gradients, new.batch_stats))
+        return on_host((loss.value, gradients, statistics))
 
 
 def equal_step(folder: Path) -> None:
@@ -109,22 +105,20 @@ def compare_steps(numbers: Sequence[int], shardings: Mapping[int, Sequence[str]]
 def restored_on_fewer(folder: Path) -> None:
     """8 -> 2 -> 1 devices: every restored value is equal bit for bit, and lies as the devices want it."""
     config = config_of("fsdp")
-    states = {}
+    want: TrainState | None = None
     for step, num_devices in ((1, 8), (2, 2), (3, 1)):
-        mesh = make_mesh(jax.devices()[:num_devices])
-        trainer = Trainer(config, mesh=mesh)
-        state = trainer.init()
+        state = like = Trainer(config, mesh=make_mesh(jax.devices()[:num_devices])).init()
         with Checkpoints(folder, config) as checkpoints:
-            if step > 1:
-                state = checkpoints.restore(step - 1, state)
-                for got, want in zip(jax.tree.leaves(on_host(state)), jax.tree.leaves(states[step - 1]), strict=True):
-                    np.testing.assert_array_equal(got, want)
-                for leaf, like in zip(jax.tree.leaves(state), jax.tree.leaves(trainer.init()), strict=True):
+            if want is not None:
+                state = checkpoints.restore(step - 1, like)
+                for got, old in zip(jax.tree.leaves(on_host(state)), jax.tree.leaves(want), strict=True):
+                    np.testing.assert_array_equal(got, old)
+                for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
                     assert isinstance(leaf.sharding, NamedSharding)
-                    assert leaf.sharding.is_equivalent_to(like.sharding, leaf.ndim)
-            state, _ = trainer.train_step(state, put_batch(batch_of(config, step), mesh))
-            states[step] = on_host(state)
-            checkpoints.save(step, state)
+                    assert leaf.sharding.is_equivalent_to(place.sharding, leaf.ndim)
+            state = jax.tree.map(lambda x: x + 1, state)  # not what `init` gives
+            want = on_host(state)
+            checkpoints.save(step, jax.device_put(state, jax.tree.map(lambda x: x.sharding, like)))
 
 
 CHECKS: dict[str, Callable[[Path], None]] = {

@@ -69,7 +69,9 @@ def test_evaluate_scores_the_run(folder):
 def test_interrupted_training_goes_on(folder):
     """Ctrl-C leaves a checkpoint; the same command goes on from it."""
     long = train_arguments("--config.train.steps=100000", "--config.train.validate_every=100000")
-    process = start(folder, *long, "--config.checkpoint.save_every=100000")
+    changed = ("train.steps", "train.validate_every", "checkpoint.save_every")
+    allowed = [f"--allow-change={name}" for name in changed]
+    process = start(folder, *long, "--config.checkpoint.save_every=100000", *allowed)
     deadline = time.monotonic() + 120
     while len(metrics(folder)) < 25:
         assert process.poll() is None, process.stderr.read()
@@ -80,6 +82,6 @@ def test_interrupted_training_goes_on(folder):
     assert process.returncode == 130
     assert "the same command goes on from there" in errors
     stopped = metrics(folder)[-1]["step"]
-    result = run(folder, *train_arguments(f"--config.train.steps={stopped + 2}"))
+    result = run(folder, *train_arguments(f"--config.train.steps={stopped + 2}", *allowed))
     assert result.returncode == 0, result.stderr
     assert [line["step"] for line in metrics(folder)] == list(range(1, stopped + 3))

@@ -1,0 +1,41 @@
+"""One process of a training run of two, or of one; see `test_processes.py`.
+
+python -m tests.distributed.one_of_two RECORDS WORKDIR STEPS [PORT PROCESS_ID]
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from clipsep_jax.config import Config
+from clipsep_jax.distributed import Cluster, start
+from clipsep_jax.metrics_log import MetricsLog
+from clipsep_jax.stopping import Interrupted
+from clipsep_jax.train import train
+from tests.small import small_config
+
+SAVE_EVERY = 2
+
+
+def training_config(records: Path, steps: int) -> Config:
+    config = small_config(records, steps=steps, validate_every=steps)
+    return replace(config, data=replace(config.data, batch_size=4))
+
+
+if __name__ == "__main__":
+    records, workdir, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    if len(sys.argv) > 4:
+        start(Cluster(f"127.0.0.1:{sys.argv[4]}", 2, int(sys.argv[5])))
+    write = MetricsLog.write
+
+    def write_and_tell(log: MetricsLog, step: int, metrics: dict[str, float]) -> None:
+        write(log, step, metrics)
+        print(f"step {step}", flush=True)
+
+    MetricsLog.write = write_and_tell
+    try:
+        train(training_config(records, steps), workdir)
+    except Interrupted as stop:
+        print(f"stopped {stop.step}", flush=True)
+        sys.exit(stop.exit_code)
+    print("done", flush=True)
