@@ -9,6 +9,8 @@ A workdir holds
 """
 
 import math
+import sys
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +30,7 @@ from clipsep_jax.distributed import local_batch_size, make_mesh, put_ahead, put_
 from clipsep_jax.encoders.clip import ClipEncoder
 from clipsep_jax.encoders.loading import load_encoder, split_name
 from clipsep_jax.encoders.resnet import ResnetEncoder
+from clipsep_jax.goodput import Goodput
 from clipsep_jax.input import Batches, build_batches
 from clipsep_jax.metrics_log import MetricsLog
 from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE, start_model_dir, write_weights
@@ -221,22 +224,43 @@ class SkippedSteps:
         )
 
 
+@dataclass
+class Speed:
+    """Steps a second between two looks."""
+
+    step: int
+    time: float = field(default_factory=time.perf_counter)
+
+    def since_last(self, step: int) -> float:
+        now = time.perf_counter()
+        steps, seconds = step - self.step, now - self.time
+        self.step, self.time = step, now
+        return steps / max(seconds, 1e-9)
+
+
 def _loop(
     run: Run, state: TrainState, start: int, checkpoints: Checkpoints, log: MetricsLog, stop: StopRequest
 ) -> None:
     config, steps = run.config, run.config.train.steps
     best_loss = checkpoints.best_loss
-    progress = tqdm(total=steps, initial=start, unit="step", desc="train", disable=jax.process_index() != 0)
+    first, on_screen = jax.process_index() == 0, sys.stderr.isatty()
+    progress = tqdm(total=steps, initial=start, unit="step", desc="train", disable=not (first and on_screen))
+    goodput, speed = Goodput(), Speed(start)
     batches = put_ahead(run.train_batches.iterate(start), run.mesh)
     skipped = SkippedSteps(run, float(state.skipped))
     with progress, Watchdog(config.train.hang_seconds) as watchdog:
         for step in range(start + 1, steps + 1):
-            state, metrics = run.trainer.train_step(state, next(batches), run.encoder_state)
+            with goodput.during("input"):
+                batch = next(batches)
+            state, metrics = run.trainer.train_step(state, batch, run.encoder_state)
             skipped.counts.append(metrics["skipped_steps"])
             progress.update()
             watchdog.step()
             last = stop.stops_at(step) or step == steps
-            validation = run.validate(state) if step % config.train.validate_every == 0 or step == steps else {}
+            validation = {}
+            if step % config.train.validate_every == 0 or step == steps:
+                with goodput.during("validation"):
+                    validation = run.validate(state)
             saving = last or bool(validation) or step % config.checkpoint.save_every == 0
             if saving or step % config.train.log_every == 0:
                 scalars = {name: float(value) for name, value in metrics.items()}
@@ -247,18 +271,27 @@ def _loop(
                 progress.set_postfix(shown)
             if validation or step % config.train.log_every == 0 or step == steps:
                 log.write(step, scalars)
-                checkpoints.seal()
+                if first and not on_screen:  # a file takes no bar
+                    told = " ".join(f"{name} {value}" for name, value in shown.items())
+                    print(
+                        f"step {step}/{steps} {told} {speed.since_last(step):.2f} steps/s", file=sys.stderr, flush=True
+                    )
+                with goodput.during("checkpoint"):
+                    checkpoints.seal()
             if saving:
                 _check_finite({"norm of the parameters": float(optax.tree.norm(state.params))}, step)
                 selected = validation.get(f"validation_loss_{run.chosen_by}")
-                if selected is not None and selected < best_loss:
-                    best_loss = selected
-                    _write_best(run, state, step, selected)
-                elif not run.validation_batches or not (run.workdir / BEST_FOLDER / WEIGHTS_FILE).is_file():
-                    _write_best(run, state, step, None)
-                checkpoints.save(step, state, selected)
+                with goodput.during("checkpoint"):
+                    if selected is not None and selected < best_loss:
+                        best_loss = selected
+                        _write_best(run, state, step, selected)
+                    elif not run.validation_batches or not (run.workdir / BEST_FOLDER / WEIGHTS_FILE).is_file():
+                        _write_best(run, state, step, None)
+                    checkpoints.save(step, state, selected)
             if last and step < steps:
                 raise Interrupted(step, stop.exit_code or EXIT_INTERRUPTED)
+    if first and start < steps:
+        tqdm.write(str(goodput), file=sys.stderr)
 
 
 def _check_finite(scalars: dict[str, float], step: int) -> None:

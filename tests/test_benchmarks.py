@@ -21,7 +21,7 @@ def run(name: str, *options: str) -> dict[str, Any]:
     return json.loads(lines[0])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_rematerialisation_trades_work_for_memory():
     """By XLA's own analysis of the compiled step."""
     size = ("--width", "16", "--batch", "2", "--steps", "1")
@@ -72,7 +72,7 @@ def test_the_table_is_written_between_its_marks():
         replaced("before\n", "new\n")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_table_shows_figures_that_the_train_step_gives():
     facts = run("train_step", "--width", "8", "--batch", "2", "--steps", "1", "--reference", "official")
     for each in RUNS:

@@ -241,7 +241,9 @@ def test_more_than_one_damaged_record_in_a_thousand_ends_the_run(tmp_path):
     batches = batches_of(records, training=False)
     with (
         pytest.warns(InputWarning, match="record [36] is damaged"),
-        pytest.raises(InputError, match=r"More than 1 of 1000 records were damaged \(2 times: its checksum is wrong\)"),
+        pytest.raises(
+            InputError, match=r"More than 1 of 1000 records were damaged \(\d times: its checksum is wrong\)"
+        ),
     ):
         list(islice(batches.iterate(), 5))
 

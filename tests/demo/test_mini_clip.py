@@ -61,7 +61,7 @@ def test_saved_network_embeds_as_the_one_for_shrunken_pictures(tmp_path):
     np.testing.assert_allclose(load_clip(str(folder)).embed_frames(picture[None]), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_few_steps_find_the_kinds_of_held_out_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr("clipsep_jax.demo.toy.PICTURES_PER_KIND", 100)
     encoder = load_clip(str(train_toy_clip(tmp_path / "clip", 250)))

@@ -42,6 +42,9 @@ def folder(tmp_path_factory) -> Path:
     result = run(folder, *train_arguments())
     assert result.returncode == 0, result.stderr
     assert "The best model is in runs/smoke/best" in result.stdout
+    assert "step 20/20 loss " in result.stderr  # a line a log interval, as this is no screen
+    assert "time: steps " in result.stderr
+    assert "\r" not in result.stderr.partition("step 1/20")[2]
     return folder
 
 
