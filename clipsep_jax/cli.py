@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from clipsep_jax.compile_cache import keep_compiled_programs
+from clipsep_jax.stopping import EXIT_INTERRUPTED
 from clipsep_jax.structures import InputError, InputWarning
 
 EXIT_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -67,11 +67,10 @@ def first_process_alone(work: Callable[[], object]) -> None:
         multihost_utils.sync_global_devices("first process alone")
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None, num_model: int = 1) -> Mesh:
-    """All devices, or the given ones: batches are split over the axis `data`, members of a sweep over `model`."""
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices, or the given ones, along the axis `data`; nothing is split over `model` yet."""
     devices = jax.devices() if devices is None else devices
-    shape = (len(devices) // num_model, num_model)
-    return jax.make_mesh(shape, _AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return jax.make_mesh((len(devices), 1), _AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def abstract_mesh(num_devices: int) -> AbstractMesh:

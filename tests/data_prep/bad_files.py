@@ -3,6 +3,9 @@
 import os
 import shutil
 import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -11,6 +14,32 @@ import numpy as np
 from tests.data_prep.made_media import grey_pictures, make_video, tone
 
 NUM_CUTS = 10
+# By kind; {} is what they lead to.
+PLAYLISTS = {
+    "hls": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:3\n#EXTINF:3.0,\n{}\n#EXT-X-ENDLIST\n",
+    "ffconcat": "ffconcat version 1.0\nfile {}\n",
+    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet>'
+    "<Representation><BaseURL>{}</BaseURL></Representation></AdaptationSet></Period></MPD>",
+}
+
+
+@contextmanager
+def watched_file(path: Path) -> Iterator[threading.Event]:
+    """A pipe in the place of a file, and whether anybody has opened it to read."""
+    os.mkfifo(path)
+    opened = threading.Event()
+
+    def wait_for_a_reader() -> None:
+        os.close(os.open(path, os.O_WRONLY))  # returns once somebody opens the pipe to read
+        opened.set()
+
+    waiter = threading.Thread(target=wait_for_a_reader)
+    waiter.start()
+    try:
+        yield opened
+    finally:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        waiter.join()
 
 
 def make_corpus(folder: Path, url: str) -> dict[str, str]:
@@ -62,14 +91,8 @@ def _no_media(folder: Path) -> dict[str, str]:
 
 
 def _playlists(folder: Path, url: str) -> dict[str, str]:
-    hls = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:3\n#EXTINF:3.0,\n{}\n#EXT-X-ENDLIST\n"
-    concat = "ffconcat version 1.0\nfile {}\n"
-    dash = (
-        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet>'
-        "<Representation><BaseURL>{}</BaseURL></Representation></AdaptationSet></Period></MPD>"
-    )
     reasons = {}
-    for name, text in {"hls": hls, "ffconcat": concat, "dash": dash}.items():
+    for name, text in PLAYLISTS.items():
         for kind, target in {"local": "secret.ts", "url": f"{url}/secret.ts"}.items():
             path = folder / f"{name}-{kind}.mp4"
             path.write_text(text.format(target))

@@ -1,6 +1,5 @@
 """What real collections hold, and worse: each file gets its reason or is accepted rightly; no other is opened."""
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from data_prep.inputs import Input
 from data_prep.ledger import read_ledger
 from data_prep.videos import read_video
 from data_prep.writer import PoolRunner, write_records
-from tests.data_prep.bad_files import make_corpus
+from tests.data_prep.bad_files import make_corpus, watched_file
 from tests.data_prep.made_media import grey_pictures, make_video, tone
 
 
@@ -39,25 +38,6 @@ def watched_server() -> Iterator[tuple[str, list[str]]]:
         finally:
             server.shutdown()
             thread.join()
-
-
-@contextmanager
-def watched_file(path: Path) -> Iterator[threading.Event]:
-    """A pipe in the place of a file, and whether anybody has opened it to read."""
-    os.mkfifo(path)
-    opened = threading.Event()
-
-    def wait_for_a_reader() -> None:
-        os.close(os.open(path, os.O_WRONLY))  # returns once somebody opens the pipe to read
-        opened.set()
-
-    waiter = threading.Thread(target=wait_for_a_reader)
-    waiter.start()
-    try:
-        yield opened
-    finally:
-        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
-        waiter.join()
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 import os
 import struct
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from data_prep.inputs import Input, Segment
 from data_prep.ledger import Rejection
 from data_prep.media import crop_square, read_sound_of
 from data_prep.videos import read_video
+from tests.data_prep.bad_files import PLAYLISTS, watched_file
 from tests.data_prep.made_media import assert_same_sound, grey_pictures, make_video, sweep, tone
 
 
@@ -212,37 +212,17 @@ def test_a_truncated_file_is_undecodable(tmp_path, options, kept):
         read_sound_of(path)
 
 
-PLAYLISTS = {
-    "ffconcat": "ffconcat version 1.0\nfile {name}\n",
-    "hls": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:3\n#EXTINF:3.0,\n{name}\n#EXT-X-ENDLIST\n",
-    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static">'
-    "<Period><AdaptationSet><Representation><BaseURL>{name}</BaseURL></Representation></AdaptationSet></Period></MPD>",
-}
-
-
 @pytest.mark.parametrize("kind", PLAYLISTS)
 def test_a_playlist_under_a_videos_name_is_refused_and_opens_nothing(tmp_path, kind):
     target = tmp_path / "secret.ts"
     make_video(target, tone(2.0), grey_pictures(20))
     playlist = tmp_path / "clip.mp4"
-    playlist.write_text(PLAYLISTS[kind].format(name=target.name))
+    playlist.write_text(PLAYLISTS[kind].format(target.name))
     assert refusal(playlist).reason == "undecodable"
     target.unlink()
-    os.mkfifo(target)
-    opened = threading.Event()
-
-    def wait_for_a_reader() -> None:
-        os.close(os.open(target, os.O_WRONLY))  # returns once somebody opens the pipe to read
-        opened.set()
-
-    waiter = threading.Thread(target=wait_for_a_reader)
-    waiter.start()
-    try:
+    with watched_file(target) as opened:
         assert refusal(playlist).reason == "undecodable"
         assert not opened.wait(0.1)
-    finally:
-        os.close(os.open(target, os.O_RDONLY | os.O_NONBLOCK))
-        waiter.join()
 
 
 def test_without_the_guard_a_playlist_would_be_followed(tmp_path):
@@ -250,7 +230,7 @@ def test_without_the_guard_a_playlist_would_be_followed(tmp_path):
 
     make_video(tmp_path / "secret.ts", tone(2.0), grey_pictures(20))
     playlist = tmp_path / "clip.mp4"
-    playlist.write_text(PLAYLISTS["ffconcat"].format(name="secret.ts"))
+    playlist.write_text(PLAYLISTS["ffconcat"].format("secret.ts"))
     with av.open(str(playlist)) as container:
         assert container.streams.audio
 
