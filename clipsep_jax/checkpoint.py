@@ -71,11 +71,15 @@ class Checkpoints:
         """Stores a state; a step that is stored already is left as it is."""
         if step in self._manager.all_steps():
             return
-        self._manager.wait_until_finished()
-        self.seal()
+        self.wait()
         metrics = None if validation_loss is None else {LOSS: validation_loss}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self._config))
         self._manager.save(step, args=items, metrics=metrics, force=True)
+
+    def wait(self) -> None:
+        """Wait until a save under way is on disk."""
+        self._manager.wait_until_finished()
+        self.seal()
 
     def seal(self) -> None:
         """Write the checksums of the checkpoints that have none yet, unless a save is under way; to be called often."""
@@ -88,15 +92,15 @@ class Checkpoints:
                 with atomic_write(folder / CHECKSUMS_NAME) as file:
                     file.write(sums)
 
-    def latest_whole_step(self) -> int | None:
-        """The last step whose files are as they were written; None where nothing is stored.
+    def latest_whole_step(self, up_to: int | None = None) -> int | None:
+        """The last step (not after `up_to`) whose files are as they were written; None where nothing is stored.
 
         Damaged checkpoints after it are moved aside, each with a warning that names it.
 
         Raises:
             InputError: there are checkpoints, but none is whole.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = sorted((step for step in self._manager.all_steps() if up_to is None or step <= up_to), reverse=True)
         chosen = self._first_whole(steps) if jax.process_index() == 0 else None
         if jax.process_count() > 1:
             told = multihost_utils.broadcast_one_to_all(np.array(-1 if chosen is None else chosen))
@@ -143,6 +147,12 @@ class Checkpoints:
         differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         return f"{differing[0]} is not as it was written" if differing else None
 
+    def forget_after(self, step: int) -> None:
+        """Delete the checkpoints after a step."""
+        for later in self._manager.all_steps():
+            if later > step:
+                self._manager.delete(later)
+
     def check_config(self, step: int, allowed: Iterable[str]) -> None:
         """Compare the config with that of a checkpoint.
 
@@ -184,8 +194,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for saves under way."""
-        self._manager.wait_until_finished()
-        self.seal()
+        self.wait()
         self._manager.close()
 
 

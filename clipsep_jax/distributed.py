@@ -1,5 +1,6 @@
 """Processes, devices, mesh and shardings. One code path from one device to many hosts."""
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -67,10 +68,20 @@ def first_process_alone(work: Callable[[], object]) -> None:
         multihost_utils.sync_global_devices("first process alone")
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices, or the given ones, along the axis `data`; nothing is split over `model` yet."""
+def make_mesh(devices: Sequence[jax.Device] | None = None, num_members: int = 1) -> Mesh:
+    """All devices, or the given ones: batches are split along the axis `data`, and members along `model`.
+
+    The axis `model` is as long as the members and the devices of one host allow, because each host brings its own
+    part of a batch.
+    """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices), 1), _AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    num_local = sum(device.process_index == devices[0].process_index for device in devices)
+    num_model = math.gcd(num_members, num_local)
+    types = (AxisType.Auto,) * 2
+    if num_model == 1:
+        return jax.make_mesh((len(devices), 1), _AXES, axis_types=types, devices=devices)
+    by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(by_host).reshape(-1, num_model), _AXES, axis_types=types)
 
 
 def abstract_mesh(num_devices: int) -> AbstractMesh:

@@ -19,8 +19,9 @@ from clipsep_jax.config import Config, OptimizerConfig
 from clipsep_jax.input import Batches
 from clipsep_jax.metrics_log import MetricsLog, read_metrics
 from clipsep_jax.model_dir import open_model_dir
+from clipsep_jax.run import Run
 from clipsep_jax.structures import Batch, InputError, InputWarning
-from clipsep_jax.train import Interrupted, Run, train
+from clipsep_jax.train import Interrupted, train
 from clipsep_jax.train_step import Trainer, learning_rate_schedule
 from tests.encoders.tiny_clip import make_tiny_clip_folder
 from tests.small import QUERY_SIZE, make_records, small_config
@@ -236,7 +237,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_clips(records, 
     poison(monkeypatch, {2, 4})
     with pytest.warns(InputWarning, match=r"Step \d changed nothing") as told:
         train(config, tmp_path)
-    batches = Run(config, tmp_path).train_batches
+    batches = Run(config).train_batches
     for step, warning in zip((2, 4), told, strict=True):
         assert str(warning.message).startswith(f"Step {step} ")
         assert str(warning.message).endswith(f"It held {', '.join(batches.ids(step - 1))}.")
@@ -286,7 +287,7 @@ def test_a_broken_update_is_never_saved(records, tmp_path):
 
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run(records, tmp_path, monkeypatch):
-    monkeypatch.setattr(Run, "validate", lambda self, state: {"validation_loss_image": float("nan")})
+    monkeypatch.setattr(Run, "validate", lambda self, state: [{"validation_loss_image": float("nan")}])
     with pytest.raises(InputError, match="validation_loss_image of step 2 is nan"):
         train(small_config(records), tmp_path)
 
@@ -331,7 +332,7 @@ def test_without_validation_split_the_latest_model_is_kept(tmp_path):
 def test_model_directory_holds_the_checkpoint(records, tmp_path):
     config = small_config(records, steps=2)
     train(config, tmp_path)
-    like = Run(config, tmp_path).trainer.init()
+    like = Run(config).trainer.init()
     with Checkpoints(tmp_path / "checkpoints", config) as checkpoints:
         state = checkpoints.restore(2, like)
     model = open_model_dir(tmp_path).load_model()
