@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options, rest = _parser().parse_known_args(arguments)
-    if rest and options.command is not _train:
+    if rest and options.command not in (_train, _sweep_gamma):
         _parser().error(f"unrecognized arguments: {' '.join(rest)}; see `clipsep {arguments[0]} --help`")
     try:
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every save
@@ -111,19 +111,59 @@ def _describe_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    config = _read_config(options.config, overrides)
+    _get_ready(config, options)
+    from clipsep_jax.train import train
+
+    best = train(config, options.workdir, allow_changes=options.allow_change)
+    print(f"The best model is in {best}; try `clipsep separate FILE --model {options.workdir} --query ... --out DIR`.")
+
+
+def _get_ready(config: Any, options: argparse.Namespace) -> None:
+    """Joins the other processes of a run, and makes the toy records that its config asks for."""
     from clipsep_jax import distributed
 
-    config = _read_config(options.config, overrides)
     distributed.start(_cluster(options))
     if config.toy.num_clips:
         from clipsep_jax.demo.toy import make_toy_records
 
         toy, place = config.toy, Path(config.data.records)
         distributed.first_process_alone(lambda: make_toy_records(place, toy.num_clips, toy.encoder_steps))
-    from clipsep_jax.train import train
 
-    best = train(config, options.workdir, allow_changes=options.allow_change)
-    print(f"The best model is in {best}; try `clipsep separate FILE --model {options.workdir} --query ... --out DIR`.")
+
+def _describe_sweep(parser: argparse.ArgumentParser) -> None:
+    _describe_train(parser)
+    parser.add_argument(
+        "--gammas", metavar="G,G,...", help="values of objective.gamma (default: 0,0.1,0.25,0.5,0.75,1.0)"
+    )
+    parser.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="NAME=V,V,...",
+        help="an option of the objective or optimizer and its values, such as config.objective.regularizer=sum,ratio, "
+        "in place of gamma or, with --gammas, beside it; repeatable: all combinations are trained",
+    )
+    _describe_mixtures(parser, least=0)
+
+
+def _sweep_gamma(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    config = _read_config(options.config, overrides)
+    from clipsep_jax.sweep import GAMMAS, read_variation, sweep
+
+    gammas = options.gammas if options.gammas or options.vary else GAMMAS
+    varied = [f"objective.gamma={gammas}"] * (gammas is not None) + options.vary
+    variations = [read_variation(text, config) for text in varied]
+    _get_ready(config, options)
+    page = sweep(
+        config,
+        options.workdir,
+        variations,
+        split=options.split,
+        num_mixtures=options.num_mixtures,
+        allow_changes=options.allow_change,
+    )
+    print(f"The report is in {page}; each member's folder beside it is a training workdir.")
 
 
 def _cluster(options: argparse.Namespace) -> Any:
@@ -153,7 +193,7 @@ def _read_config(spec: str, overrides: Sequence[str]) -> Any:
     try:
         left = values(sys.argv)[1:]
         if left:
-            raise InputError(f"{left[0]!r} is no option of train; see `clipsep train --help`.")
+            raise InputError(f"{left[0]!r} is no option; see --help.")
         return Config.from_config_dict(holder.value)
     except InputError:
         raise
@@ -177,11 +217,19 @@ def _describe_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="model directory or training workdir")
 
 
+def _describe_mixtures(parser: argparse.ArgumentParser, least: int) -> None:
+    number = _positive if least else _not_negative
+    none = "" if least else "; 0 for no scores"
+    parser.add_argument("--split", default="test", help="which split of the records to score on (default: test)")
+    parser.add_argument(
+        "--num-mixtures", type=number, default=256, metavar="N", help=f"how many mixtures (default: 256{none})"
+    )
+
+
 def _describe_evaluate(parser: argparse.ArgumentParser) -> None:
     _describe_model(parser)
     parser.add_argument("--records", type=Path, required=True, metavar="RECORDS", help="folder of records")
-    parser.add_argument("--split", default="test", help="which of its splits (default: test)")
-    parser.add_argument("--num-mixtures", type=_positive, default=256, metavar="N", help="how many (default: 256)")
+    _describe_mixtures(parser, least=1)
     parser.add_argument("--seed", type=int, default=0, help="of the draw of mixtures (default: 0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write scores.json and mixtures.jsonl there")
 
@@ -317,6 +365,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
+
+
 _COMMANDS: dict[str, tuple[Callable, Callable[[argparse.ArgumentParser], None], str]] = {
     "prepare": (lambda *_: None, _describe_prepare, "Turn videos or recordings into records for training."),
     "train": (
@@ -325,6 +380,14 @@ _COMMANDS: dict[str, tuple[Callable, Callable[[argparse.ArgumentParser], None], 
         "Train a model; run the same command again to go on.\n\n"
         "  clipsep train --config=configs/toy_smoke.py --workdir=runs/smoke\n"
         "  clipsep train --config=configs/clipsep_nit.py:vggsound --workdir=runs/nit --config.train.steps=100000",
+    ),
+    "sweep-gamma": (
+        _sweep_gamma,
+        _describe_sweep,
+        "Train a model for each gamma, all at once, and plot what gamma does.\n\n"
+        "  clipsep sweep-gamma --config=configs/clipsep_nit.py:toy --workdir=runs/gamma\n"
+        "  clipsep sweep-gamma --config=configs/clipsep_nit.py:vggsound --workdir=runs/rates "
+        "--vary optimizer.learning_rate=0.0003,0.001,0.003",
     ),
     "evaluate": (_evaluate, _describe_evaluate, "Score a model on held-out mixtures by text and image queries (SDR)."),
     "separate": (

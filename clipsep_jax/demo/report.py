@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipsep_jax.config import SpectrogramConfig
-from clipsep_jax.files import atomic_write
 from clipsep_jax.metrics_log import read_metrics
-from clipsep_jax.spectrogram import stft
+from clipsep_jax.reports import decibels, finish_axes, html_image, html_table, plot_curve, save_figure, write_page
 
 _FLOOR_DB = -70.0
 
@@ -35,28 +32,17 @@ def write_report(out: Path, report: dict[str, Any], examples: Sequence[Example])
     """Writes figures/ and report.html below `out`, for a run in `out`/run; returns the page's path."""
     figures = out / "figures"
     figures.mkdir(exist_ok=True)
-    curves = _save(_curves(read_metrics(out / "run")), figures / "curves.png")
-    parts = [_HEAD, _score_table(report), "<h2>Training</h2>", _image(curves, out), "<h2>Examples</h2>"]
+    curves = save_figure(_curves(read_metrics(out / "run")), figures / "curves.png")
+    parts = [_INTRODUCTION, _score_table(report), "<h2>Training</h2>", html_image(curves, out), "<h2>Examples</h2>"]
     for number, example in enumerate(examples):
-        picture = _save(_spectrograms(example), figures / f"example_{number}.png")
-        parts += [_example_title(example), _image(picture, out), _players(example, out)]
+        picture = save_figure(_spectrograms(example), figures / f"example_{number}.png")
+        parts += [_example_title(example), html_image(picture, out), _players(example, out)]
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in report["seconds"].items())
-    parts.append(f"<p>Time: {html.escape(seconds)}.</p></body></html>")
-    path = out / "report.html"
-    with atomic_write(path) as file:
-        file.write("\n".join(parts).encode())
-    return path
+    parts.append(f"<p>Time: {html.escape(seconds)}.</p>")
+    return write_page(out / "report.html", "clipsep demo", parts)
 
 
-_HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>clipsep demo</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; } td, th { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
-td:first-child, th:first-child { text-align: left; } img { max-width: 100%; }
-.players { display: flex; flex-wrap: wrap; gap: 1rem; } audio { display: block; width: 14rem; }
-</style></head><body>
-<h1>Pulling sounds out of mixtures by a sentence</h1>
+_INTRODUCTION = """<h1>Pulling sounds out of mixtures by a sentence</h1>
 <p>The separator was trained on sounds and pictures alone. The queries are sentences such as
 &ldquo;a photo of drum&rdquo;, embedded by the CLIP whose picture embeddings it was trained with.
 Scores are of the target source, on held-out mixtures of two sounds.</p>
@@ -77,11 +63,11 @@ def _score_table(report: dict[str, Any]) -> str:
     rows = []
     for name, row in report.items():
         if "sdr_mean" in row:
-            mean = f"{row['sdr_mean']:.2f} &plusmn; {row['sdr_sem']:.2f}"
-            cells = [name, mean, f"{row['sdr_median']:.2f}", f"{row['sdr_mean'] - base:+.2f}", _MEANING.get(name, "")]
-            rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    head = "<tr><th>estimate</th><th>SDR mean &plusmn; s.e.</th><th>median</th><th>gain</th><th></th></tr>"
-    return f"<table>{head}{''.join(rows)}</table><p>{report['mixture']['num']} mixtures; SDR in dB.</p>"
+            mean = f"{row['sdr_mean']:.2f} ± {row['sdr_sem']:.2f}"
+            gain = f"{row['sdr_mean'] - base:+.2f}"
+            rows.append([name, mean, f"{row['sdr_median']:.2f}", gain, _MEANING.get(name, "")])
+    table = html_table(["estimate", "SDR mean ± s.e.", "median", "gain", ""], rows)
+    return f"{table}<p>{report['mixture']['num']} mixtures; SDR in dB.</p>"
 
 
 def _example_title(example: Example) -> str:
@@ -89,10 +75,6 @@ def _example_title(example: Example) -> str:
     return (
         f"<h3>{html.escape(example.label)} out of {html.escape(example.other)}</h3><p>SDR: {html.escape(scores)}.</p>"
     )
-
-
-def _image(path: Path, out: Path) -> str:
-    return f'<img src="{path.relative_to(out).as_posix()}" alt="{path.stem}">'
 
 
 def _players(example: Example, out: Path) -> str:
@@ -103,36 +85,23 @@ def _players(example: Example, out: Path) -> str:
     return f'<div class="players">{"".join(players)}</div>'
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=110)
-    return path
-
-
 def _curves(metrics: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     loss, activation = figure.subplots(1, 2)
-    _plot(loss, metrics, {"loss": "training", "validation_loss_image": "held out, image query",
-                          "validation_loss_text": "held out, text query"}, "loss")  # fmt: skip
-    names = {"mean_query_activation": "query masks", "mean_noise_activation": "noise masks"}
-    _plot(activation, metrics, names, "mean activation (sum of two masks)")
+    plot_curve(loss, metrics, "loss", "training")
+    plot_curve(loss, metrics, "validation_loss_image", "held out, image query")
+    plot_curve(loss, metrics, "validation_loss_text", "held out, text query")
+    finish_axes(loss, "loss")
+    plot_curve(activation, metrics, "mean_query_activation", "query masks")
+    plot_curve(activation, metrics, "mean_noise_activation", "noise masks")
+    finish_axes(activation, "mean activation (sum of two masks)")
     return figure
-
-
-def _plot(axes: Axes, metrics: Sequence[dict[str, Any]], names: dict[str, str], title: str) -> None:
-    for name, label in names.items():
-        points = [(line["step"], line[name]) for line in metrics if name in line]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker="o" if "validation" in name else None)
-    axes.set(xlabel="step", title=title, ylim=(0, None))
-    axes.legend()
-    axes.grid(alpha=0.3)
 
 
 def _spectrograms(example: Example) -> Figure:
     figure = Figure(figsize=(12, 3), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(example.sounds), sharey=True))
-    levels = {name: _decibels(sound, example.spectrogram) for name, sound in example.sounds.items()}
+    levels = {name: decibels(sound, example.spectrogram) for name, sound in example.sounds.items()}
     top = max(level.max() for level in levels.values())
     for plot, (name, level) in zip(axes, levels.items(), strict=True):
         seconds = len(example.sounds[name]) / example.spectrogram.sample_rate_hz
@@ -141,8 +110,3 @@ def _spectrograms(example: Example) -> Figure:
         plot.set(title=name, xlabel="s")
     axes[0].set_ylabel("kHz")
     return figure
-
-
-def _decibels(sound: np.ndarray, config: SpectrogramConfig) -> np.ndarray:
-    magnitude = np.abs(np.asarray(stft(jnp.asarray(sound), config)))
-    return 20 * np.log10(np.maximum(magnitude, 1e-5))
