@@ -1,10 +1,12 @@
 """Checkpoints of a training run: Orbax, checksums of every file, and the config that they belong to."""
 
+import errno
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,15 +76,38 @@ class Checkpoints:
         self.wait()
         metrics = None if validation_loss is None else {LOSS: validation_loss}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self._config))
-        self._manager.save(step, args=items, metrics=metrics, force=True)
+        with self._telling_of_the_disk():
+            self._manager.save(step, args=items, metrics=metrics, force=True)
+
+    @contextmanager
+    def _telling_of_the_disk(self) -> Iterator[None]:
+        """Says where an error of the disk was met; Orbax raises it as many types."""
+        try:
+            yield
+        except Exception as error:
+            for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                if os.strerror(number) in str(error):
+                    raise OSError(number, os.strerror(number), str(self.folder)) from error
+            raise
 
     def wait(self) -> None:
-        """Wait until a save under way is on disk."""
-        self._manager.wait_until_finished()
+        """Wait until a save under way is on disk.
+
+        Raises:
+            OSError: the disk is full, or cannot be written to.
+        """
+        with self._telling_of_the_disk():
+            self._manager.wait_until_finished()
         self.seal()
 
     def seal(self) -> None:
-        """Write the checksums of the checkpoints that have none yet, unless a save is under way; to be called often."""
+        """Write the checksums of the checkpoints that have none yet, unless a save is under way; to be called often.
+
+        Raises:
+            OSError: the last save has failed.
+        """
+        with self._telling_of_the_disk():
+            self._manager.check_for_errors()
         if jax.process_index() != 0 or self._manager.is_saving_in_progress():
             return
         for step in self._manager.all_steps():

@@ -1,6 +1,7 @@
 """The command line: one function a command. Heavy modules are imported by the command that needs them."""
 
 import argparse
+import errno
 import logging
 import sys
 import warnings
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and options.command not in (_train, _sweep_gamma):
         _parser().error(f"unrecognized arguments: {' '.join(rest)}; see `clipsep {arguments[0]} --help`")
     try:
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every save
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of every save, and of errors that it raises
         with _plain_warnings():
             keep_compiled_programs()
             return options.command(options, rest) or 0
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _os_error(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}."
+    todo = "; make room and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{where}{error.strerror or error}{todo}."
 
 
 @contextmanager
@@ -107,6 +109,12 @@ def _describe_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-processes", type=_positive, metavar="N", help="with --coordinator: how many run")
     parser.add_argument("--process-id", type=int, metavar="I", help="with --coordinator: which one this is, from 0")
+    parser.add_argument(
+        "--profile-server", type=int, metavar="PORT", help="let TensorBoard take profiles of this process at PORT"
+    )
+    parser.add_argument(
+        "--profile-steps", type=_window, metavar="FIRST:LAST", help="record these steps into WORKDIR/tensorboard"
+    )
     parser.epilog = "Any option of the config can be set: --config.train.steps=1000 --config.data.records=DIR"
 
 
@@ -115,7 +123,7 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     _get_ready(config, options)
     from clipsep_jax.train import train
 
-    best = train(config, options.workdir, allow_changes=options.allow_change)
+    best = train(config, options.workdir, allow_changes=options.allow_change, trace=_trace(options))
     print(f"The best model is in {best}; try `clipsep separate FILE --model {options.workdir} --query ... --out DIR`.")
 
 
@@ -124,11 +132,24 @@ def _get_ready(config: Any, options: argparse.Namespace) -> None:
     from clipsep_jax import distributed
 
     distributed.start(_cluster(options))
+    if options.profile_server:
+        from clipsep_jax.profiling import start_server
+
+        start_server(options.profile_server)
     if config.toy.num_clips:
         from clipsep_jax.demo.toy import make_toy_records
 
         toy, place = config.toy, Path(config.data.records)
         distributed.first_process_alone(lambda: make_toy_records(place, toy.num_clips, toy.encoder_steps))
+
+
+def _trace(options: argparse.Namespace) -> Any:
+    from clipsep_jax.profiling import StepTrace
+
+    if options.profile_steps is None:
+        return None
+    first, last = options.profile_steps
+    return StepTrace(first, last, options.workdir / "tensorboard")
 
 
 def _describe_sweep(parser: argparse.ArgumentParser) -> None:
@@ -162,6 +183,7 @@ def _sweep_gamma(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         split=options.split,
         num_mixtures=options.num_mixtures,
         allow_changes=options.allow_change,
+        trace=_trace(options),
     )
     print(f"The report is in {page}; each member's folder beside it is a training workdir.")
 
@@ -363,6 +385,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return number
+
+
+def _window(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"{text} is not FIRST:LAST, two steps counted from 1")
+    return int(first), int(last)
 
 
 def _not_negative(text: str) -> int:

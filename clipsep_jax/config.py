@@ -128,6 +128,7 @@ class TrainConfig:
     log_every: int = 100
     validate_every: int = 10_000
     validation_batches: int = 16
+    board_mixtures: int = 2  # held-out mixtures whose masks and sounds TensorBoard shows at each validation
     max_skipped_in_row: int = 10  # steps without a finite loss and gradient, which change nothing; then the run ends
     hang_seconds: int = 1_800  # without a step, after which the process tells where it hangs, and ends
     precision: str = "float32"  # of the U-Net's arithmetic; with "bfloat16" all else stays float32

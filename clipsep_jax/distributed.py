@@ -84,9 +84,9 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, num_members: int = 1)
     return Mesh(np.array(by_host).reshape(-1, num_model), _AXES, axis_types=types)
 
 
-def abstract_mesh(num_devices: int) -> AbstractMesh:
-    """A mesh of devices that need not be there, to lower programs for them."""
-    return AbstractMesh((num_devices, 1), _AXES, axis_types=(AxisType.Auto,) * 2)
+def abstract_mesh(num_devices: int, num_model: int = 1) -> AbstractMesh:
+    """A mesh of devices that need not be there, to lower programs for them; `num_model` along the axis `model`."""
+    return AbstractMesh((num_devices // num_model, num_model), _AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:

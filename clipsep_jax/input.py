@@ -199,7 +199,8 @@ class Batches:
     """Batches by their number: `batches[step]`, or iterated from a step on with reading ahead."""
 
     dataset: Any  # grain.MapDataset
-    numbers: Any  # the same of the clips' numbers in the split, [B, N] a step
+    numbers: Any  # the same of the clips' numbers in the split, [B, N] a step and process
+    num_processes: int
     split: RecordSplit
     source: TolerantSplit
     read_threads: int
@@ -208,8 +209,10 @@ class Batches:
         return Batch(**self.dataset[step])
 
     def ids(self, step: int) -> list[str]:
-        """Which clips a batch holds."""
-        return [self.split.entries[number].id for number in np.ravel(self.numbers[step])]
+        """Which clips the global batch of a step holds."""
+        first = step * self.num_processes
+        parts = [np.ravel(self.numbers[first + process]) for process in range(self.num_processes)]
+        return [self.split.entries[number].id for number in np.concatenate(parts)]
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
         import grain
@@ -258,16 +261,17 @@ def build_batches(
         return grain.MapDataset.source(clips).seed(config.train.seed).shuffle().repeat()
 
     def batched(clips: Any) -> Any:
-        return clips.batch(num_sources).batch(batch_size)[process_index::num_processes]
+        return clips.batch(num_sources).batch(batch_size)
 
     read: Callable = reader
     tolerant = TolerantSplit(source)
     dataset = ordered(tolerant)
     dataset = dataset.random_map(read) if training else dataset.map(lambda record: reader(record, None))
-    dataset = batched(dataset)
+    dataset = batched(dataset)[process_index::num_processes]
     if kind == "hybrid":
         dataset = dataset.map_with_index(lambda step, batch: batch | {"query": batch["query"][:, :, step % 2]})
-    return Batches(dataset, batched(ordered(range(len(source)))), source, tolerant, config.data.read_threads)
+    numbers = batched(ordered(range(len(source))))
+    return Batches(dataset, numbers, num_processes, source, tolerant, config.data.read_threads)
 
 
 def _check_labels(split: RecordSplit) -> None:

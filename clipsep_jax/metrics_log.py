@@ -2,9 +2,11 @@
 
 import json
 import os
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from clipsep_jax.board import Board
 from clipsep_jax.files import atomic_write
 
 FILE_NAME = "metrics.jsonl"
@@ -24,37 +26,44 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Appends scalars; on resuming, what came after the restored step is removed first."""
+    """Appends scalars; on resuming, what came after the restored step is removed first.
+
+    Attributes:
+        board: TensorBoard alone, for pictures, sounds and what differs between equal runs; None where another process
+            writes.
+    """
 
     def __init__(self, workdir: Path, start: int, writing: bool = True):
         """Open the files; `writing` is for one process of several."""
-        self._writing = writing
+        self.board: Board | None = None
         if not writing:
             return
-        from tensorboardX import SummaryWriter
-
         workdir.mkdir(parents=True, exist_ok=True)
         kept = [metrics for metrics in read_metrics(workdir) if metrics["step"] <= start]
         with atomic_write(workdir / FILE_NAME) as file:
             file.writelines(json.dumps(metrics).encode() + b"\n" for metrics in kept)
         self._file = (workdir / FILE_NAME).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        self.board = Board(workdir / "tensorboard", start)
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Appends one line and one point a curve."""
-        if not self._writing:
+    def write(self, step: int, metrics: dict[str, float], board_only: dict[str, float] | None = None) -> None:
+        """Appends one line and one point a curve; `board_only` has curves for TensorBoard alone."""
+        if self.board is None:
             return
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        for name, value in (metrics | (board_only or {})).items():
+            self.board.scalar(name, step, value)
 
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        if not self._writing:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if self.board is None:
             return
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._board.close()
+        # After an error, such as a full disk, closing may meet the same one.
+        with suppress(OSError) if kind else nullcontext():
+            os.fsync(self._file.fileno())
+        with suppress(OSError) if kind else nullcontext():
+            self._file.close()
+        with suppress(OSError) if kind else nullcontext():
+            self.board.close()

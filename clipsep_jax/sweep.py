@@ -26,6 +26,7 @@ from clipsep_jax.distributed import first_process_alone
 from clipsep_jax.evaluate import Evaluation, draw_pairs, write_scores
 from clipsep_jax.files import atomic_write
 from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE
+from clipsep_jax.profiling import StepTrace
 from clipsep_jax.records import RecordSet
 from clipsep_jax.separate import Separator
 from clipsep_jax.structures import InputError
@@ -118,12 +119,13 @@ def sweep(
     split: str = "test",
     num_mixtures: int = 256,
     allow_changes: Sequence[str] = (),
+    trace: StepTrace | None = None,
 ) -> Path:
     """Trains all members together, scores each and writes the report; run again, it goes on where it stopped.
 
     Args:
         split, num_mixtures: the held-out mixtures to score on; with 0 mixtures there are no scores.
-        allow_changes: as for `train`.
+        allow_changes, trace: as for `train`.
 
     Returns:
         The path of sweep.html.
@@ -137,7 +139,9 @@ def sweep(
     if num_mixtures:
         _check_split(records, split, num_mixtures)
     first_process_alone(lambda: _claim(workdir, variations))
-    train_together(list(members.values()), [workdir / name for name in members], allow_changes=allow_changes)
+    train_together(
+        list(members.values()), [workdir / name for name in members], allow_changes=allow_changes, trace=trace
+    )
     if jax.process_index() == 0:
         if num_mixtures:
             for name in members:

@@ -56,7 +56,7 @@ def write_report(workdir: Path, options: Sequence[str], rows: Sequence[Row]) -> 
     writer.writerows(rows)
     with atomic_write(workdir / "sweep.csv") as file:
         file.write(text.getvalue().encode())
-    figures = {"noise_activation": _noise_figure(options, rows), "sdr": _sdr_figure(options, rows)}
+    figures = {"noise_activation": noise_figure(options, rows), "sdr": sdr_figure(options, rows)}
     curves = _curves({str(row["member"]): read_metrics(workdir / str(row["member"])) for row in rows})
     pictures = [save_figure(figure, workdir / f"{name}.png") for name, figure in figures.items() if figure]
     pictures.append(save_figure(curves, workdir / "curves.png"))
@@ -108,7 +108,7 @@ def _short(option: str) -> str:
     return option.rpartition(".")[2].replace("_", " ")
 
 
-def _noise_figure(options: Sequence[str], rows: Sequence[Row]) -> Figure | None:
+def noise_figure(options: Sequence[str], rows: Sequence[Row]) -> Figure | None:
     """Mean activation of the noise masks over the varied option."""
     if not any("mean_noise_activation" in row for row in rows):
         return None
@@ -126,7 +126,7 @@ def _noise_figure(options: Sequence[str], rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
-def _sdr_figure(options: Sequence[str], rows: Sequence[Row]) -> Figure | None:
+def sdr_figure(options: Sequence[str], rows: Sequence[Row]) -> Figure | None:
     """SDR on held-out mixtures over the varied option, for each kind of query."""
     kinds = [kind for kind in _SCORED if any(f"sdr_{kind}" in row for row in rows)]
     if not kinds:

@@ -97,7 +97,7 @@ class Trainer:
         self.optimizer = build_optimizer(config.optimizer)
         self.graphdef = nnx.graphdef(nnx.eval_shape(lambda: self._build_model(0)))
         whole = None if mesh is None else replicated(mesh)
-        out = None if mesh is None else self._sharding(mesh)
+        out = None if mesh is None else self.sharding(mesh)
         self.init = jax.jit(self._init, out_shardings=out)
         self.train_step = jax.jit(
             self._train_step,
@@ -107,7 +107,8 @@ class Trainer:
         )
         self.validation_step = jax.jit(self._validation_step, out_shardings=whole)
 
-    def _sharding(self, mesh: Mesh | AbstractMesh) -> PyTree:
+    def sharding(self, mesh: Mesh | AbstractMesh) -> PyTree:
+        """Where each array of the state lies."""
         return state_sharding(jax.eval_shape(self._init), mesh, self.config.sharding)
 
     def _build_model(self, seed: int) -> CLIPSep:
@@ -257,10 +258,11 @@ class JointTrainer(Trainer):
         """
         self._build(configs, encode, mesh)
         self._take = jax.jit(lambda tree, member: jax.tree.map(lambda x: x[member], tree))
-        out = None if mesh is None else self._sharding(mesh)
+        out = None if mesh is None else self.sharding(mesh)
         self._stack = jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states), out_shardings=out)
 
-    def _sharding(self, mesh: Mesh | AbstractMesh) -> PyTree:
+    def sharding(self, mesh: Mesh | AbstractMesh) -> PyTree:
+        """Where each array of the state lies: members along `model`, each as a single model."""
         one = state_sharding(jax.eval_shape(super()._init), mesh, self.config.sharding)
         return jax.tree.map(lambda place: NamedSharding(mesh, PartitionSpec("model", *place.spec)), one)
 

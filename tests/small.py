@@ -75,9 +75,9 @@ def make_records(
 
 
 def small_config(records: Path, **train: int) -> Config:
-    """The least network on the least spectrogram; 4 steps unless told otherwise."""
+    """The least network on the least spectrogram; 4 steps and nothing for TensorBoard unless told otherwise."""
     config = Config()
-    train = {"steps": 4, "log_every": 1, "validate_every": 2, "validation_batches": 1} | train
+    train = {"steps": 4, "log_every": 1, "validate_every": 2, "validation_batches": 1, "board_mixtures": 0} | train
     return replace(
         config,
         spectrogram=replace(config.spectrogram, num_samples=2047),
@@ -85,8 +85,6 @@ def small_config(records: Path, **train: int) -> Config:
         objective=replace(config.objective, name="noise_invariant"),
         data=replace(config.data, records=str(records), batch_size=2),
         optimizer=replace(config.optimizer, warmup_steps=2),
-        train=replace(
-            config.train, **({"steps": 4, "log_every": 1, "validate_every": 2, "validation_batches": 1} | train)
-        ),
+        train=replace(config.train, **train),
         checkpoint=replace(config.checkpoint, save_every=2),
     )

@@ -123,6 +123,7 @@ def test_processes_share_the_same_global_batch(records):
     for step in (0, 2):
         joined = np.concatenate([part[step].sources for part in parts])
         np.testing.assert_array_equal(joined, whole[step].sources)
+        assert [part.ids(step) for part in parts] == [whole.ids(step)] * 2
 
 
 def test_gains_lie_in_the_official_range(records):

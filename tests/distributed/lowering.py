@@ -1,6 +1,6 @@
-"""The whole train step of the paper's network, lowered for TPUs and GPUs that are not here.
+"""The whole train step of the paper's network, and of a sweep's members, lowered for TPUs and GPUs that are not here.
 
-python -m tests.distributed.lowering CLIP_FOLDER
+python -m tests.distributed.lowering CLIP_FOLDER PLATFORM NUM_DEVICES
 """
 
 import sys
@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 
 from clipsep_jax.config import Config
-from clipsep_jax.distributed import abstract_mesh, batch_sharding, replicated, state_sharding
+from clipsep_jax.distributed import abstract_mesh, batch_sharding, replicated
 from clipsep_jax.encoders.clip import ClipEncoder, load_clip
 from clipsep_jax.structures import Batch
-from clipsep_jax.train_step import Trainer
+from clipsep_jax.train_step import JointTrainer, Trainer
 
 
 def config_of(num_devices: int, sharding: str) -> Config:
@@ -32,14 +33,24 @@ def lower(config: Config, num_devices: int, platform: str, encoder: ClipEncoder 
     mesh = abstract_mesh(num_devices)
     if encoder:
         config = replace(config, model=replace(config.model, query_size=encoder.query_size))
-    trainer = Trainer(config, encoder.encode_images if encoder else None, mesh)
+    return lower_step(Trainer(config, encoder.encode_images if encoder else None, mesh), mesh, platform, encoder)
+
+
+def lower_members(config: Config, num_devices: int, platform: str) -> str:
+    """The same of two members that are spread over the axis `model`."""
+    mesh = abstract_mesh(num_devices, 2)
+    configs = [replace(config, objective=replace(config.objective, gamma=gamma)) for gamma in (0.0, 0.5)]
+    return lower_step(JointTrainer(configs, mesh=mesh), mesh, platform, None)
+
+
+def lower_step(trainer: Trainer, mesh: AbstractMesh, platform: str, encoder: ClipEncoder | None) -> str:
+    config = trainer.config
 
     def abstract(shape: tuple[int, ...], dtype: type, sharding=None):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding or batch_sharding(mesh))
 
     shapes = jax.eval_shape(trainer.init)
-    places = state_sharding(shapes, mesh, config.sharding)
-    state = jax.tree.map(lambda x, place: abstract(x.shape, x.dtype, place), shapes, places)
+    state = jax.tree.map(lambda x, place: abstract(x.shape, x.dtype, place), shapes, trainer.sharding(mesh))
     b, n = config.data.batch_size, config.data.num_sources
     batch = Batch(
         abstract((b, n, config.spectrogram.num_samples), jnp.int16),
@@ -61,4 +72,6 @@ if __name__ == "__main__":
         assert f"mhlo.num_partitions = {num_devices}" in whole
         assert f"mhlo.num_partitions = {num_devices}" in split
         assert whole != split
+    members = lower_members(config_of(num_devices, "replicated"), num_devices, platform)
+    assert f"mhlo.num_partitions = {num_devices}" in members
     print("held")

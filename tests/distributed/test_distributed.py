@@ -81,6 +81,11 @@ def test_at_five_states_it_is_the_same_on_1_2_4_and_8_devices(tmp_path, bits):
 
 
 @pytest.mark.slow
+def test_members_of_a_sweep_are_spread_over_devices(tmp_path):
+    run_with_eight_devices("members_spread", tmp_path, JAX_ENABLE_X64="1")
+
+
+@pytest.mark.slow
 def test_a_state_is_restored_on_fewer_devices_bit_for_bit(tmp_path):
     run_with_eight_devices("restored_on_fewer", tmp_path)
 

@@ -1,0 +1,60 @@
+"""TensorBoard's event files."""
+
+import time
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FLUSH_SECONDS = 10
+
+
+class Board:
+    """One event file, written by the calling thread, so that a full disk is told where it is met.
+
+    tensorboardX's own SummaryWriter writes in a thread of its own; once that has died, its queue fills and adding to it
+    hangs.
+    """
+
+    def __init__(self, folder: Path, start: int):
+        """Begin a file; TensorBoard forgets what earlier ones tell of steps after `start`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        self._flushed = time.monotonic()
+        if start:
+            self._write(step=start + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def _write(self, **event: Any) -> None:
+        self._writer.write_event(Event(wall_time=time.time(), **event))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def scalar(self, name: str, step: int, value: float) -> None:
+        """A point of a curve."""
+        self._write(step=step, summary=summary.scalar(name, value))
+
+    def picture(self, name: str, step: int, figure: "Figure") -> None:
+        """A picture."""
+        file = BytesIO()
+        figure.savefig(file, format="png", dpi=110)
+        image = Summary.Image(encoded_image_string=file.getvalue(), colorspace=4)
+        self._write(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
+
+    def sound(self, name: str, step: int, wave: Float[np.ndarray, "L"], sample_rate_hz: int) -> None:
+        """A sound, clipped to [-1, 1]."""
+        wave = np.clip(np.nan_to_num(wave), -1, 1)
+        self._write(step=step, summary=summary.audio(name, wave, sample_rate=sample_rate_hz))
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()

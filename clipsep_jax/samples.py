@@ -1,0 +1,70 @@
+"""What a model makes of a few held-out mixtures, as pictures and sounds for TensorBoard."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from clipsep_jax.board import Board
+from clipsep_jax.distributed import put_batch, replicated
+from clipsep_jax.mixing import apply_gain
+from clipsep_jax.run import Run
+from clipsep_jax.spectrogram import istft, stft, unwarp
+from clipsep_jax.structures import Batch
+from clipsep_jax.train_step import TrainState
+
+_FLOOR_DB = -70
+
+
+class Samples:
+    """The first mixtures of the first validation batch, separated by the model as it is."""
+
+    def __init__(self, run: Run):
+        self._run = run
+        self._separate = jax.jit(self._separated, out_shardings=replicated(run.mesh))
+
+    def show(self, board: Board | None, step: int, state: TrainState) -> None:
+        """Show the masks and sounds that the state of one model gives; all processes take part, one has the board."""
+        config, batches = self._run.config, self._run.validation_batches.get(self._run.chosen_by)
+        if batches is None or not config.train.board_mixtures:
+            return
+        batch = put_batch(batches[0], self._run.mesh)
+        pictures, sounds = jax.tree.map(np.asarray, self._separate(state, batch, self._run.encoder_state))
+        if board is None:
+            return
+        for number in range(min(config.train.board_mixtures, config.data.batch_size)):
+            board.picture(f"mixture_{number}", step, draw({name: images[number] for name, images in pictures.items()}))
+            for name, waves in sounds.items():
+                board.sound(f"mixture_{number}/{name}", step, waves[number], config.spectrogram.sample_rate_hz)
+
+    def _separated(self, state: TrainState, batch: Batch, encoder: Any) -> tuple[dict, dict]:
+        """Pictures [B K T] and sounds [B L] by name."""
+        spectrogram, trainer = self._run.config.spectrogram, self._run.trainer
+        mixture, query = trainer.mix(batch, state.step, encoder, training=False)
+        logits, _ = trainer.logits(state.params, state.batch_stats, mixture, query, training=False)
+        masks = jax.nn.sigmoid(logits.query)
+        sources = apply_gain(jnp.asarray(batch.sources), jnp.asarray(batch.gain))
+        sources = sources / sources.shape[1]
+        mixed = sources.sum(axis=1)
+        estimates = istft(unwarp(masks, spectrogram) * stft(mixed, spectrogram)[:, None], spectrogram, mixed.shape[-1])
+        pictures = {"mixture, dB": 20 * jnp.log10(mixture.magnitude)}
+        sounds = {"mixture": mixed}
+        for n in range(masks.shape[1]):
+            pictures |= {f"target {n + 1}": mixture.targets[:, n], f"mask {n + 1}": masks[:, n]}
+            sounds |= {f"source_{n + 1}": sources[:, n], f"estimate_{n + 1}": estimates[:, n]}
+        if logits.noise is not None:
+            pictures["noise masks"] = jax.nn.sigmoid(logits.noise).sum(axis=1)
+        return pictures, sounds
+
+
+def draw(pictures: dict[str, np.ndarray]) -> Figure:
+    """Images [K T] side by side: a mixture in dB first, then masks from 0 to 1."""
+    figure = Figure(figsize=(2.2 * len(pictures), 2.4), layout="constrained")
+    for axes, (name, image) in zip(figure.subplots(1, len(pictures)), pictures.items(), strict=True):
+        low, high = (image.max() + _FLOOR_DB, image.max()) if name.endswith("dB") else (0, 1)
+        axes.imshow(image, origin="lower", aspect="auto", vmin=low, vmax=high, cmap="magma")
+        axes.set_title(name, fontsize=9)
+        axes.set_axis_off()
+    return figure
