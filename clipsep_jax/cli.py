@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and options.command not in (_train, _sweep_gamma):
         _parser().error(f"unrecognized arguments: {' '.join(rest)}; see `clipsep {arguments[0]} --help`")
     try:
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of every save, and of errors that it raises
+        for name in ("absl", "asyncio"):  # Orbax tells of every save, and of the errors that it raises besides
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         with _plain_warnings():
             keep_compiled_programs()
             return options.command(options, rest) or 0
