@@ -101,6 +101,17 @@ RUNS = (
         },
     ),
     Run(
+        "benchmarks.members",
+        {
+            "map_ratio": "times the steps of 6 single runs, for one step of 6 members (`lax.map`), median",
+            "vmap_ratio": "the same by `vmap`",
+        },
+    ),
+    Run(
+        "benchmarks.sweep --steps 100",
+        {"ratio": "times the wall time of 6 single runs of 100 steps, for a sweep of 6 members, compilation included"},
+    ),
+    Run(
         f"benchmarks.growth --plot {DOCS.name}/growth.png",
         {"exponent": "exponent of growth (1: linear) between the two largest sizes"},
     ),

@@ -12,6 +12,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from clipsep_jax.files import naming
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -28,16 +30,18 @@ class Board:
     def __init__(self, folder: Path, start: int):
         """Begin a file; TensorBoard forgets what earlier ones tell of steps after `start`."""
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         self._writer = EventsWriter(str(folder / "events"))
         self._flushed = time.monotonic()
         if start:
             self._write(step=start + 1, session_log=SessionLog(status=SessionLog.START))
 
     def _write(self, **event: Any) -> None:
-        self._writer.write_event(Event(wall_time=time.time(), **event))
-        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self._writer.flush()
-            self._flushed = time.monotonic()
+        with naming(self._folder):
+            self._writer.write_event(Event(wall_time=time.time(), **event))
+            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+                self._writer.flush()
+                self._flushed = time.monotonic()
 
     def scalar(self, name: str, step: int, value: float) -> None:
         """A point of a curve."""
@@ -57,4 +61,5 @@ class Board:
 
     def close(self) -> None:
         """Write what is left."""
-        self._writer.close()
+        with naming(self._folder):
+            self._writer.close()

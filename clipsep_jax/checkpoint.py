@@ -50,6 +50,8 @@ class Checkpoints:
             best_fn=lambda metrics: metrics[LOSS],
             best_mode="min",
             cleanup_tmp_directories=True,
+            # Members save at the same time, and hosts wait for each other by name.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.parent.name),
         )
         self.folder = folder.absolute()
         self._config = config.to_dict()
@@ -106,9 +108,11 @@ class Checkpoints:
         Raises:
             OSError: the last save has failed.
         """
+        if self._manager.is_saving_in_progress():
+            return
         with self._telling_of_the_disk():
-            self._manager.check_for_errors()
-        if jax.process_index() != 0 or self._manager.is_saving_in_progress():
+            self._manager.wait_until_finished()  # at once; raises what the save met
+        if jax.process_index() != 0:
             return
         for step in self._manager.all_steps():
             folder = self.folder / str(step)
@@ -131,7 +135,7 @@ class Checkpoints:
             told = multihost_utils.broadcast_one_to_all(np.array(-1 if chosen is None else chosen))
             chosen = None if told < 0 else int(told)
         self._manager.reload()
-        if steps and chosen is None:
+        if steps and not self._manager.all_steps():
             raise InputError(
                 f"None of the checkpoints in {self.folder} is whole; they were moved to {DAMAGED_FOLDER} beside it. "
                 "Restore the folder from a backup, or run the command again to start anew."
@@ -171,6 +175,11 @@ class Checkpoints:
         found = _checksums(folder)
         differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         return f"{differing[0]} is not as it was written" if differing else None
+
+    @property
+    def steps(self) -> list[int]:
+        """The stored steps, whole or not."""
+        return sorted(self._manager.all_steps())
 
     def forget_after(self, step: int) -> None:
         """Delete the checkpoints after a step."""

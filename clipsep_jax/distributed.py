@@ -61,11 +61,23 @@ def is_one_of_many(environment: Mapping[str, str]) -> bool:
 
 
 def first_process_alone(work: Callable[[], object]) -> None:
-    """Do something in the first process while the others wait."""
+    """Do something in the first process while the others wait.
+
+    Raises:
+        InputError: in the others, where the first process met an error; there it is raised as it is.
+    """
+    error: Exception | None = None
     if jax.process_index() == 0:
-        work()
+        try:
+            work()
+        except Exception as met:
+            error = met
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("first process alone")
+        failed = bool(multihost_utils.broadcast_one_to_all(np.array(error is not None)))
+        if failed and jax.process_index():
+            raise InputError("The first process could not go on; it says why.")
+    if error:
+        raise error
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, num_members: int = 1) -> Mesh:
@@ -125,8 +137,8 @@ def local_batch_size(batch_size: int, mesh: Mesh) -> int:
     num_devices = mesh.shape["data"]
     if batch_size % num_devices:
         raise InputError(
-            f"config.data.batch_size is {batch_size}, which {num_devices} devices cannot share evenly; "
-            f"choose a multiple of {num_devices}."
+            f"config.data.batch_size is {batch_size}, which {num_devices} devices (in a sweep: groups of them) "
+            f"cannot share evenly; choose a multiple of {num_devices}."
         )
     return batch_size // jax.process_count()
 

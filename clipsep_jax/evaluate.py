@@ -10,17 +10,19 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from clipsep_jax.config import Config
 from clipsep_jax.files import atomic_write
 from clipsep_jax.input import build_reader
 from clipsep_jax.metrics import sdr, summarise
 from clipsep_jax.mixing import binary_masks
 from clipsep_jax.queries import prompt_for
-from clipsep_jax.records import IndexEntry, RecordSet
+from clipsep_jax.records import IndexEntry, RecordSet, RecordSplit
 from clipsep_jax.separate import Separator
 from clipsep_jax.spectrogram import istft, stft, unwarp, warp
 from clipsep_jax.structures import InputError
 
 CLIP_QUERIES = ("text", "image")
+TAKES_IMAGES = ("image", "text", "hybrid")  # kinds of training queries
 BATCH = 8
 
 
@@ -66,6 +68,25 @@ class Mixtures:
         return self.sources.sum(axis=1)
 
 
+def scored_kinds(config: Config, split: RecordSplit) -> tuple[str, ...]:
+    """The kinds of queries that a model of a config can be scored by on a split; see `Evaluation.kinds`.
+
+    Raises:
+        InputError: there is none.
+    """
+    labelled = all(entry.label for entry in split.entries)
+    if config.query.kind in TAKES_IMAGES:
+        possible = {"text": labelled, "image": all(entry.num_frames for entry in split.entries)}
+        if not any(possible.values()):
+            raise InputError(f"Clips of {split.name!r} have neither labels nor pictures to query the model by.")
+        return tuple(kind for kind in CLIP_QUERIES if possible[kind])
+    if config.query.kind == "none":
+        return ("best_mask",)
+    if not labelled:
+        raise InputError(f"The model is queried by labels, which some clips of {split.name!r} lack.")
+    return (config.query.kind,)
+
+
 class Evaluation:
     """One model on one split.
 
@@ -84,32 +105,17 @@ class Evaluation:
         self.separator, self.config = separator, separator.config
         trained_with = separator.model_dir.encoder
         has_embeddings = bool(records.encoder and trained_with and records.encoder.sha256 == trained_with.sha256)
-        self._takes_images = self.config.query.kind in ("image", "text", "hybrid")
+        self._takes_images = self.config.query.kind in TAKES_IMAGES
         frames = self._takes_images and not has_embeddings
         self.split = records.split(split, with_frames=frames)
         if len(self.split) < 2:
             raise InputError(f"The split {split!r} of {records.folder} has too few clips to mix two.")
         self.pairs = draw_pairs(self.split.entries, num_mixtures, seed)
-        self._reads_images = self._takes_images and all(entry.num_frames for entry in self.split.entries)
-        self.kinds = self._scored_kinds()
+        self.kinds = scored_kinds(self.config, self.split)
+        self._reads_images = "image" in self.kinds
         kind, source = ("image", "frames" if frames else "embeddings") if self._reads_images else ("none", "embeddings")
         self._reader = build_reader(self.config, records, kind, source)
         self._embedded: dict[str, np.ndarray | np.int32] = {}
-
-    def _scored_kinds(self) -> tuple[str, ...]:
-        labelled = all(entry.label for entry in self.split.entries)
-        if self._takes_images:
-            possible = {"text": labelled, "image": self._reads_images}
-            if not any(possible.values()):
-                raise InputError(
-                    f"Clips of {self.split.name!r} have neither labels nor pictures to query the model by."
-                )
-            return tuple(kind for kind in CLIP_QUERIES if possible[kind])
-        if self.config.query.kind == "none":
-            return ("best_mask",)
-        if not labelled:
-            raise InputError(f"The model is queried by labels, which some clips of {self.split.name!r} lack.")
-        return (self.config.query.kind,)
 
     def read(self, pairs: Sequence[Pair]) -> Mixtures:
         """The mixtures of some pairs, cut in the middle of their clips."""

@@ -1,5 +1,6 @@
 """One model of a run and its workdir; a run has one, or several that are trained together."""
 
+import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import optax
 from flax import nnx
 
 from clipsep_jax.checkpoint import Checkpoints
+from clipsep_jax.files import atomic_write
 from clipsep_jax.metrics_log import MetricsLog
 from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE, start_model_dir, write_weights
 from clipsep_jax.run import Run
@@ -22,6 +24,8 @@ from clipsep_jax.train_step import TrainState
 
 T = TypeVar("T")
 
+GIVEN_UP_NAME = "given_up.json"  # in the workdir of a member that the others went on without
+
 
 class Member:
     """A model of a run and its workdir: checkpoints, curves and the best model."""
@@ -29,6 +33,7 @@ class Member:
     def __init__(self, run: Run, number: int, workdir: Path):
         self.run, self.number, self.workdir = run, number, workdir
         self.config = run.configs[number]
+        self.others: Sequence[Member] = ()
         self.given_up = False
         self.scalars: dict[str, float] = {}  # those read last that are finite
         self._open = ExitStack()
@@ -65,6 +70,7 @@ class Member:
         self.best_loss = self.checkpoints.best_loss
         self.skipped = SkippedSteps(self, float(self.own(state.skipped)))
         self.log = self._open.enter_context(MetricsLog(self.workdir, start, writing=first))
+        self._remember(start)
 
     def read(
         self,
@@ -79,21 +85,51 @@ class Member:
             counts: the metric "skipped_steps" of each step since the last call.
 
         Raises:
-            InputError: the losses are no numbers any more.
+            InputError: the losses are no numbers any more, and there is no other member to go on with.
         """
         scalars = {name: float(value) for name, value in self.own(metrics).items()} | validation
         self.scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
         if not self.given_up:
             self.skipped.look(step, scalars["skipped_steps"], counts)
-            _check_finite(validation, step)
+            self._check_finite(validation, step)
 
-    def check_parameters(self, step: int, state: TrainState) -> None:
-        """Raises InputError where the parameters are no numbers any more."""
-        _check_finite({"norm of the parameters": float(optax.tree.norm(self.own(state).params))}, step)
+    def _check_finite(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value) and not self.given_up:
+                self.fail(f"The {name} of step {step} is {value}", step)
+
+    def fail(self, reason: str, step: int) -> None:
+        """Give the member up; the one that is left last ends the run.
+
+        Raises:
+            InputError: there is no other member to go on with.
+        """
+        if all(other.given_up for other in self.others):
+            raise InputError(
+                f"{reason}; lower --config.optimizer.learning_rate or look at the clips, and run again, which starts "
+                "from the checkpoint before."
+            )
+        self.given_up = True
+        if jax.process_index() == 0:
+            with atomic_write(self.workdir / GIVEN_UP_NAME) as file:
+                file.write(json.dumps({"step": step, "reason": reason}).encode() + b"\n")
+        self.tell(f"{reason}. It is given up: its best model stays as it is, and the others go on.")
+
+    def _remember(self, start: int) -> None:
+        """Whether it was given up before `start`."""
+        path = self.workdir / GIVEN_UP_NAME
+        if path.is_file():
+            self.given_up = json.loads(path.read_text("utf-8"))["step"] <= start
 
     def save(self, step: int, state: TrainState) -> None:
-        """Store a checkpoint, and the model where it is the best so far."""
+        """Store a checkpoint, and the model where it is the best so far.
+
+        Raises:
+            InputError: the parameters are no numbers any more, and there is no other member to go on with.
+        """
         state, loss = self.own(state), self.scalars.get(f"validation_loss_{self.run.chosen_by}")
+        if not self.given_up:
+            self._check_finite({"norm of the parameters": float(optax.tree.norm(state.params))}, step)
         if self.given_up:
             loss = None
         elif loss is not None and loss < self.best_loss:
@@ -129,7 +165,7 @@ class SkippedSteps:
             counts: after each step since the last look, of all members.
 
         Raises:
-            InputError: there were too many in a row.
+            InputError: there were too many in a row, and there is no other member to go on with.
         """
         if total == self.counted:
             self.in_row = 0
@@ -138,24 +174,14 @@ class SkippedSteps:
         self.counted = total
         for number, (old, new) in enumerate(pairwise(before)):
             self.in_row = self.in_row + 1 if new > old else 0
-            if self.in_row:
+            if self.in_row and not self.member.given_up:
                 self._tell(step - len(counts) + 1 + number)
 
     def _tell(self, step: int) -> None:
         run = self.member.run
         clips = ", ".join(run.train_batches.ids(step - 1))
         if self.in_row >= run.config.train.max_skipped_in_row:
-            raise InputError(
-                f"The loss or a gradient was not finite in {self.in_row} steps in a row, up to step {step} "
-                f"(of {clips}); lower --config.optimizer.learning_rate or look at those clips, and run again."
-            )
+            reason = f"The loss or a gradient was not finite in {self.in_row} steps in a row, up to step {step}"
+            self.member.fail(f"{reason} (of {clips})", step)
+            return
         self.member.tell(f"Step {step} changed nothing: its loss or a gradient was not finite. It held {clips}.")
-
-
-def _check_finite(scalars: dict[str, float], step: int) -> None:
-    for name, value in scalars.items():
-        if not math.isfinite(value):
-            raise InputError(
-                f"The {name} of step {step} is {value}; lower --config.optimizer.learning_rate and run again, "
-                "which starts from the checkpoint before."
-            )

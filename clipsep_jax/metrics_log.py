@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipsep_jax.board import Board
-from clipsep_jax.files import atomic_write
+from clipsep_jax.files import atomic_write, naming
 
 FILE_NAME = "metrics.jsonl"
 
@@ -39,18 +39,20 @@ class MetricsLog:
         if not writing:
             return
         workdir.mkdir(parents=True, exist_ok=True)
+        self._path = workdir / FILE_NAME
         kept = [metrics for metrics in read_metrics(workdir) if metrics["step"] <= start]
-        with atomic_write(workdir / FILE_NAME) as file:
+        with atomic_write(self._path) as file:
             file.writelines(json.dumps(metrics).encode() + b"\n" for metrics in kept)
-        self._file = (workdir / FILE_NAME).open("a", encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8")
         self.board = Board(workdir / "tensorboard", start)
 
     def write(self, step: int, metrics: dict[str, float], board_only: dict[str, float] | None = None) -> None:
         """Appends one line and one point a curve; `board_only` has curves for TensorBoard alone."""
         if self.board is None:
             return
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
         for name, value in (metrics | (board_only or {})).items():
             self.board.scalar(name, step, value)
 

@@ -1,5 +1,6 @@
 """What a run spends its time on, by jax.profiler: a server to look in at any time, and traces of a window of steps."""
 
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,37 +14,39 @@ from clipsep_jax.structures import InputError
 
 T = TypeVar("T")
 
-_servers: list[Any] = []  # one that nobody holds stops
-
 
 def start_server(port: int) -> None:
-    """Lets TensorBoard or Perfetto take profiles of this process over the network, until it ends.
+    """Lets TensorBoard take profiles of this process over the network, until it ends.
 
     Raises:
         InputError: the port cannot be had.
     """
-    try:
-        _servers.append(jax.profiler.start_server(port))
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"There can be no profiler at port {port} ({error}); give another --profile-server."
-        ) from error
+    try:  # the server itself would only log it
+        with socket.socket() as probe:
+            probe.bind(("", port))
+    except (OSError, OverflowError) as error:
+        raise InputError(f"There can be no profiler at port {port} ({error}); give another one.") from error
+    jax.profiler.start_server(port)
 
 
 @dataclass
 class StepTrace:
-    """Records the steps `first` to `last`, counted from 1, into `folder`, where TensorBoard's profiler finds them."""
+    """Records the steps `first` to `last`, counted from 1, into `folder`, where TensorBoard's profiler finds them.
 
-    first: int = 0  # none
-    last: int = 0
+    A run that begins or ends within them records what it has of them.
+    """
+
+    first: int = 0
+    last: int = 0  # below 1: none
     folder: Path = Path()
-    _running: bool = field(default=False, init=False)
+    _recorded: list[int] = field(default_factory=list, init=False)
 
     def run(self, step: int, function: Callable[..., T], *arguments: Any) -> T:
         """Take a step, and record it where it is in the window."""
-        if step == self.first:
-            jax.profiler.start_trace(self.folder)
-            self._running = True
+        if self.first <= step <= self.last:
+            if not self._recorded:
+                jax.profiler.start_trace(self.folder)
+            self._recorded.append(step)
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             result = function(*arguments)
         if step == self.last:
@@ -52,13 +55,15 @@ class StepTrace:
         return result
 
     def _stop(self) -> None:
-        if self._running:
-            self._running = False
-            jax.profiler.stop_trace()
-            tqdm.write(f"The trace of steps from {self.first} on is in {self.folder}.", file=sys.stderr)
+        jax.profiler.stop_trace()
+        told = f"The trace of steps {self._recorded[0]} to {self._recorded[-1]} is in {self.folder}."
+        tqdm.write(told, file=sys.stderr)
 
     def __enter__(self) -> "StepTrace":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        if self._recorded and self._recorded[-1] < self.last:
+            self._stop()
+        elif self.last and not self._recorded:
+            tqdm.write(f"No step of this run was from {self.first} to {self.last}: no trace.", file=sys.stderr)

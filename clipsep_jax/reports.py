@@ -5,15 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipsep_jax.config import SpectrogramConfig
 from clipsep_jax.files import atomic_write
-from clipsep_jax.spectrogram import stft
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -55,11 +50,11 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
-def plot_curve(axes: Axes, metrics: Sequence[Mapping[str, Any]], name: str, label: str) -> None:
-    """A scalar of metrics.jsonl over the steps that have it; single points are marked in rare ones."""
+def plot_curve(axes: Axes, metrics: Sequence[Mapping[str, Any]], name: str, label: str, **style: Any) -> None:
+    """A scalar of metrics.jsonl over the steps that have it, as a line; validation losses are rare and marked."""
     points = [(line["step"], line[name]) for line in metrics if name in line]
     if points:
-        axes.plot(*zip(*points, strict=True), label=label, marker="o" if "validation" in name else None)
+        axes.plot(*zip(*points, strict=True), label=label, marker="o" if "validation" in name else None, **style)
 
 
 def finish_axes(axes: Axes, title: str, xlabel: str = "step") -> None:
@@ -67,9 +62,3 @@ def finish_axes(axes: Axes, title: str, xlabel: str = "step") -> None:
     axes.set(xlabel=xlabel, title=title, ylim=(0, None))
     axes.legend()
     axes.grid(alpha=0.3)
-
-
-def decibels(sound: Float[np.ndarray, "L"], config: SpectrogramConfig) -> Float[np.ndarray, "F T"]:
-    """The spectrogram of a sound in dB, from -100."""
-    magnitude = np.abs(np.asarray(stft(jnp.asarray(sound), config)))
-    return 20 * np.log10(np.maximum(magnitude, 1e-5))

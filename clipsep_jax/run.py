@@ -34,9 +34,8 @@ class Run:
         encoder = self._load_encoder()
         self.encoder_state = jax.device_put(encoder.state, replicated(self.mesh)) if encoder else None
         encode = encoder.encode_images if encoder else None
-        self.trainer = (
-            Trainer(config, encode, self.mesh) if len(configs) == 1 else JointTrainer(self.configs, encode, self.mesh)
-        )
+        kind = Trainer if len(configs) == 1 else JointTrainer
+        self.trainer = kind(*self.configs, encode=encode, mesh=self.mesh)
         self.gather = jax.jit(lambda tree: tree, out_shardings=replicated(self.mesh))
         self.train_batches = self._batches(config.data.train_split, config.query.kind, training=True)
         self.validation_batches = {

@@ -1,10 +1,12 @@
 """What a model makes of a few held-out mixtures, as pictures and sounds for TensorBoard."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 from matplotlib.figure import Figure
 
 from clipsep_jax.board import Board
@@ -25,25 +27,32 @@ class Samples:
         self._run = run
         self._separate = jax.jit(self._separated, out_shardings=replicated(run.mesh))
 
-    def show(self, board: Board | None, step: int, state: TrainState) -> None:
-        """Show the masks and sounds that the state of one model gives; all processes take part, one has the board."""
+    def show(self, boards: Sequence[Board | None], step: int, state: TrainState) -> None:
+        """Show the masks and sounds that each member gives; all processes take part, one has the boards."""
         config, batches = self._run.config, self._run.validation_batches.get(self._run.chosen_by)
         if batches is None or not config.train.board_mixtures:
             return
         batch = put_batch(batches[0], self._run.mesh)
-        pictures, sounds = jax.tree.map(np.asarray, self._separate(state, batch, self._run.encoder_state))
-        if board is None:
-            return
-        for number in range(min(config.train.board_mixtures, config.data.batch_size)):
+        for number, board in enumerate(boards):
+            variables = self._run.trainer.member((state.params, state.batch_stats), number)
+            pictures, sounds = jax.tree.map(np.asarray, self._separate(variables, batch, self._run.encoder_state))
+            if board is not None:
+                self._write(board, step, pictures, sounds)
+
+    def _write(self, board: Board, step: int, pictures: dict[str, np.ndarray], sounds: dict[str, np.ndarray]) -> None:
+        rate = self._run.config.spectrogram.sample_rate_hz
+        for number in range(len(sounds["mixture"])):
             board.picture(f"mixture_{number}", step, draw({name: images[number] for name, images in pictures.items()}))
             for name, waves in sounds.items():
-                board.sound(f"mixture_{number}/{name}", step, waves[number], config.spectrogram.sample_rate_hz)
+                board.sound(f"mixture_{number}/{name}", step, waves[number], rate)
 
-    def _separated(self, state: TrainState, batch: Batch, encoder: Any) -> tuple[dict, dict]:
-        """Pictures [B K T] and sounds [B L] by name."""
+    def _separated(self, variables: PyTree, batch: Batch, encoder: Any) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Pictures [B K T] and sounds [B L] by name, of the first mixtures of the batch."""
         spectrogram, trainer = self._run.config.spectrogram, self._run.trainer
-        mixture, query = trainer.mix(batch, state.step, encoder, training=False)
-        logits, _ = trainer.logits(state.params, state.batch_stats, mixture, query, training=False)
+        batch = jax.tree.map(lambda x: x[: self._run.config.train.board_mixtures], batch)
+        mixture, query = trainer.mix(batch, jnp.array(0), encoder, training=False)
+        params, batch_stats = variables
+        logits, _ = trainer.logits(params, batch_stats, mixture, query, training=False)
         masks = jax.nn.sigmoid(logits.query)
         sources = apply_gain(jnp.asarray(batch.sources), jnp.asarray(batch.gain))
         sources = sources / sources.shape[1]

@@ -2,7 +2,7 @@
 
 The workdir of a sweep holds
 
-    gamma=0.25/ ...        the training workdir of each member, as `train` leaves it
+    gamma=0.25/ ...        the training workdir of each member, as `train` leaves it, and its scores/
     sweep.json             what is varied
     sweep.csv              a row a member
     noise_activation.png   mean activation of the noise masks over the varied option (CLIPSep, section 4)
@@ -14,22 +14,22 @@ The workdir of a sweep holds
 import itertools
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import jax
 from tqdm import tqdm
 
 from clipsep_jax.config import Config
 from clipsep_jax.distributed import first_process_alone
-from clipsep_jax.evaluate import Evaluation, draw_pairs, write_scores
+from clipsep_jax.evaluate import Evaluation, draw_pairs, scored_kinds, write_scores
 from clipsep_jax.files import atomic_write
 from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE
 from clipsep_jax.profiling import StepTrace
 from clipsep_jax.records import RecordSet
 from clipsep_jax.separate import Separator
-from clipsep_jax.structures import InputError
+from clipsep_jax.structures import InputError, InputWarning
 from clipsep_jax.sweep_report import PAGE_NAME, summarise_member, text_table, write_report
 from clipsep_jax.train import train_together
 
@@ -134,21 +134,25 @@ def sweep(
         InputError: what `train` refuses, or `workdir` holds another sweep, or the split cannot be scored.
         Interrupted: a signal asked to stop; the state is saved.
     """
+    variations = sorted(variations, key=lambda variation: variation.option)
     members = members_of(config, variations)
     records = RecordSet(Path(config.data.records))
     if num_mixtures:
-        _check_split(records, split, num_mixtures)
+        _check_split(config, records, split, num_mixtures)
     first_process_alone(lambda: _claim(workdir, variations))
     train_together(
         list(members.values()), [workdir / name for name in members], allow_changes=allow_changes, trace=trace
     )
-    if jax.process_index() == 0:
-        if num_mixtures:
-            for name in members:
-                _score(workdir / name, records, split, num_mixtures)
-        rows = [summarise_member(workdir / name, _varied(config, variations)) for name, config in members.items()]
+
+    def report() -> None:
+        rows = []
+        for name, member in members.items():
+            scores = _score(workdir / name, records, split, num_mixtures) if num_mixtures else {}
+            rows.append(summarise_member(workdir / name, _varied(member, variations), scores))
         write_report(workdir, [variation.option for variation in variations], rows)
         print(text_table(rows))
+
+    first_process_alone(report)
     return workdir / PAGE_NAME
 
 
@@ -157,18 +161,20 @@ def _varied(config: Config, variations: Sequence[Variation]) -> dict[str, Value]
     return {variation.option: getattr(getattr(config, variation.group), variation.name) for variation in variations}
 
 
-def _check_split(records: RecordSet, split: str, num_mixtures: int) -> None:
+def _check_split(config: Config, records: RecordSet, split: str, num_mixtures: int) -> None:
     if split not in records.splits:
         raise InputError(
             f"{records.folder} has no split {split!r} to score on; give --split with one of "
             f"{', '.join(records.splits)}, or --num-mixtures 0 for no scores."
         )
-    draw_pairs(records.split(split).entries, num_mixtures, seed=0)
+    clips = records.split(split)
+    scored_kinds(config, clips)
+    draw_pairs(clips.entries, num_mixtures, seed=0)
 
 
 def _claim(workdir: Path, variations: Sequence[Variation]) -> None:
     """Notes what the workdir is for, and refuses one that is for something else."""
-    varied = {variation.option: list(variation.values) for variation in variations}
+    varied = {variation.option: sorted(variation.values) for variation in variations}
     path = workdir / SPEC_NAME
     if path.is_file():
         try:
@@ -178,15 +184,22 @@ def _claim(workdir: Path, variations: Sequence[Variation]) -> None:
         if stored != varied:
             raise InputError(f"{workdir} holds a sweep over {stored}, not {varied}; use another --workdir.")
         return
-    if workdir.is_dir() and any(workdir.iterdir()):
+    if workdir.is_dir() and any(path.suffix != ".partial" for path in workdir.iterdir()):
         raise InputError(f"{workdir} holds something other than a sweep; use another --workdir.")
     workdir.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(json.dumps(varied, indent=2).encode() + b"\n")
 
 
-def _score(workdir: Path, records: RecordSet, split: str, num_mixtures: int) -> None:
-    if (workdir / BEST_FOLDER / WEIGHTS_FILE).is_file():
-        tqdm.write(f"Scoring {workdir.name}")
+def _score(workdir: Path, records: RecordSet, split: str, num_mixtures: int) -> dict[str, dict]:
+    """The summary of a member's scores; empty where it has no model that can be scored."""
+    if not (workdir / BEST_FOLDER / WEIGHTS_FILE).is_file():
+        return {}
+    tqdm.write(f"Scoring {workdir.name}")
+    try:
         summary, rows = Evaluation(Separator.load(workdir), records, split, num_mixtures).run()
-        write_scores(workdir / "scores", summary, rows)
+    except InputError as error:  # a diverged member does not take the others' report
+        warnings.warn(f"{workdir.name} has no scores: {error}", InputWarning, stacklevel=2)
+        return {}
+    write_scores(workdir / "scores", summary, rows)
+    return summary

@@ -2,13 +2,13 @@
 
 import csv
 import html
-import json
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -27,8 +27,8 @@ _LOG_SCALE_FROM = 30  # times the least value
 Row = dict[str, Any]  # a member's figures by the names of the columns of sweep.csv
 
 
-def summarise_member(workdir: Path, varied: Mapping[str, float | int | str]) -> Row:
-    """The varied options, means over the last tenth of training, and scores where there are any.
+def summarise_member(workdir: Path, varied: Mapping[str, float | int | str], scores: Mapping[str, dict]) -> Row:
+    """The varied options, means over the last tenth of training, and the scores of `Evaluation.run`.
 
     Activations are those of training batches, which hold the sounds that no picture shows.
     """
@@ -37,12 +37,11 @@ def summarise_member(workdir: Path, varied: Mapping[str, float | int | str]) -> 
     progress = open_model_dir(workdir).progress if has_model else {}
     row: Row = {"member": workdir.name, **varied}
     row |= {f"best_{name}": value for name, value in progress.items() if value is not None}
-    row["skipped_steps"] = int(lines[-1]["skipped_steps"])
+    row |= {"skipped_steps": int(lines[-1]["skipped_steps"])} if lines else {}
     for name in _AVERAGED:
         values = [line[name] for line in lines if name in line and line["step"] > 0.9 * lines[-1]["step"]]
         row |= {name: float(np.mean(values))} if values else {}
-    path = workdir / "scores" / "scores.json"
-    for kind, score in (json.loads(path.read_text("utf-8")) if path.is_file() else {}).items():
+    for kind, score in scores.items():
         if "sdr_mean" in score:
             row |= {f"sdr_{kind}": score["sdr_mean"], f"sdr_{kind}_sem": score["sdr_sem"]}
     return row
@@ -58,6 +57,8 @@ def write_report(workdir: Path, options: Sequence[str], rows: Sequence[Row]) -> 
         file.write(text.getvalue().encode())
     figures = {"noise_activation": noise_figure(options, rows), "sdr": sdr_figure(options, rows)}
     curves = _curves({str(row["member"]): read_metrics(workdir / str(row["member"])) for row in rows})
+    for name in figures:
+        (workdir / f"{name}.png").unlink(missing_ok=True)  # of an earlier report
     pictures = [save_figure(figure, workdir / f"{name}.png") for name, figure in figures.items() if figure]
     pictures.append(save_figure(curves, workdir / "curves.png"))
     title = "Sweep over " + " and ".join(map(_short, options))
@@ -119,8 +120,8 @@ def noise_figure(options: Sequence[str], rows: Sequence[Row]) -> Figure | None:
         values = [row["mean_noise_activation"] for row in known]
         axes.plot([row[option] for row in known], values, marker="o", label=name or "noise masks")
     if option == "objective.gamma":
-        ends = [0, max(row[option] for row in rows)]
-        axes.plot(ends, ends, color="grey", linestyle="dashed", label="gamma")
+        gammas = sorted({row[option] for row in rows})
+        axes.plot(gammas, gammas, color="grey", linestyle="dashed", label="gamma")
     _finish(axes, option, rows, "mean noise activation (sum of the masks)")
     axes.set_ylim(0, None)
     return figure
@@ -167,9 +168,10 @@ def _finish(axes: Axes, option: str, rows: Sequence[Row], title: str) -> None:
 def _curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     figure = Figure(figsize=(11, 4), layout="constrained")
     loss, activation = figure.subplots(1, 2)
-    for name, lines in metrics.items():
-        plot_curve(loss, lines, "loss", name)
-        plot_curve(activation, lines, "mean_noise_activation", name)
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(metrics)))
+    for (name, lines), colour in zip(metrics.items(), colours, strict=True):
+        plot_curve(loss, lines, "loss", name, color=colour)
+        plot_curve(activation, lines, "mean_noise_activation", name, color=colour)
     finish_axes(loss, "training loss")
     if any("mean_noise_activation" in line for lines in metrics.values() for line in lines):
         finish_axes(activation, "mean noise activation (sum of the masks)")

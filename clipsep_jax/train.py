@@ -3,7 +3,7 @@
 A workdir holds
 
     metrics.jsonl   a line each `log_every` steps
-    tensorboard/    the same as curves
+    tensorboard/    the same as curves, and masks and sounds of a few mixtures
     checkpoints/    Orbax: the latest steps and the best one
     best/           the best model so far, as a model directory
 
@@ -12,8 +12,8 @@ Several members (see `JointTrainer`) are trained together by the same loop; each
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,6 +63,8 @@ def train_together(
 
     Where the loss of a member is no number any more, the others go on without it.
     """
+    if len(configs) > 1 and configs[0].checkpoint.keep_latest < 2:
+        raise InputError("config.checkpoint.keep_latest is 1; members need 2, so that they always share a step.")
     run = Run(*configs)
     with ExitStack() as stack:
         members = [stack.enter_context(Member(run, number, workdir)) for number, workdir in enumerate(workdirs)]
@@ -71,6 +73,8 @@ def train_together(
         if start:
             state = run.trainer.stack(*[member.restore(start, state, allow_changes) for member in members])
         for member in members:
+            member.checkpoints.forget_after(start)
+            member.others = [other for other in members if other is not member]
             member.begin(start, state)
         if not run.validation_batches:
             tqdm.write(
@@ -81,7 +85,11 @@ def train_together(
 
 
 def _latest_common_step(members: Sequence[Member]) -> int:
-    """The last step of which all members have a whole checkpoint, or 0; what some have after it is forgotten."""
+    """The last step of which all members have a whole checkpoint, or 0.
+
+    Raises:
+        InputError: some have checkpoints, but no step is common, which no interruption leads to.
+    """
     steps = [member.checkpoints.latest_whole_step() or 0 for member in members]
     while len(set(steps)) > 1:
         common = min(steps)
@@ -89,21 +97,13 @@ def _latest_common_step(members: Sequence[Member]) -> int:
             step if step == common else member.checkpoints.latest_whole_step(common) or 0
             for step, member in zip(steps, members, strict=True)
         ]
-    for member in members:
-        member.checkpoints.forget_after(steps[0])
+    if not steps[0] and any(len(member.checkpoints.steps) > 1 for member in members):
+        told = ", ".join(f"{member.workdir.name} has {member.checkpoints.steps}" for member in members)
+        raise InputError(
+            f"The members share no step to go on from ({told}); nothing was changed. Restore what is missing, "
+            "or use another --workdir."
+        )
     return steps[0]
-
-
-@contextmanager
-def _giving_up(member: Member, members: Sequence[Member]) -> Iterator[None]:
-    """Goes on without a member that cannot, as long as there are others."""
-    try:
-        yield
-    except InputError as error:
-        if all(other.given_up for other in members if other is not member):
-            raise
-        member.given_up = True
-        member.tell(f"{error} It stays as it is, and the others go on.")
 
 
 @dataclass
@@ -142,14 +142,12 @@ def _loop(
             with goodput.during("validation"):
                 validation = run.validate(state) if validating else [{} for _ in members]
                 if validating:
-                    for member in members:
-                        samples.show(member.log.board, step, member.own(state))
+                    samples.show([member.log.board for member in members], step, state)
             logging = any(validation) or step % config.train.log_every == 0 or step == steps
             saving = last or any(validation) or step % config.checkpoint.save_every == 0
             if logging or saving:
                 for member, losses in zip(members, validation, strict=True):
-                    with _giving_up(member, members):
-                        member.read(step, metrics, losses, counts)
+                    member.read(step, metrics, losses, counts)
                 counts.clear()
                 shown = _shown(members)
                 progress.set_postfix(shown)
@@ -177,9 +175,6 @@ def _save(step: int, state: TrainState, members: Sequence[Member]) -> None:
     for member in members:
         member.checkpoints.wait()
     for member in members:
-        if not member.given_up:
-            with _giving_up(member, members):
-                member.check_parameters(step, state)
         member.save(step, state)
 
 

@@ -3,7 +3,7 @@
 Of one model, or of several that differ in their objective or optimizer and are trained together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -72,24 +72,17 @@ class Trainer:
 
     def __init__(
         self,
-        config: Config,
+        *configs: Config,
         encode: Callable[[Any, Array], Array] | None = None,
         mesh: Mesh | AbstractMesh | None = None,
     ):
         """Build the functions.
 
         Args:
+            configs: one; several for `JointTrainer`.
             encode: `(encoder_state, frames) -> embeddings`, needed with `query.source = "frames"`.
             mesh: of the devices that the state is spread over by `config.sharding`; without one, it lies on one device.
         """
-        self._build((config,), encode, mesh)
-
-    def _build(
-        self,
-        configs: Sequence[Config],
-        encode: Callable[[Any, Array], Array] | None,
-        mesh: Mesh | AbstractMesh | None,
-    ) -> None:
         self.configs = configs
         self.config = config = configs[0]
         self.encode = encode
@@ -150,20 +143,19 @@ class Trainer:
         model.train() if training else model.eval()
         return model(jnp.log(mixture.magnitude), query), nnx.state(model, nnx.BatchStat)
 
-    def loss(
-        self,
-        params: PyTree,
-        batch_stats: PyTree,
-        step: Array,
-        batch: Batch,
-        encoder: Any,
-        training: bool,
-    ) -> tuple[Float[Array, ""], tuple[Loss, PyTree]]:
-        """The loss of a batch, with its parts and the new batch statistics."""
-        mixture, query = self.mix(batch, step, encoder, training)
-        logits, batch_stats = self.logits(params, batch_stats, mixture, query, training)
-        loss = build_objective(self.config.objective)(logits, mixture, step)
-        return loss.value, (loss, batch_stats)
+    def gradients(
+        self, state: TrainState, mixture: Mixture, query: Array | None, member: Array | int = 0
+    ) -> tuple[PyTree, Loss, PyTree]:
+        """Gradients by the parameters, the loss, and the new batch statistics."""
+
+        def logits_of(params: PyTree) -> tuple[MaskLogits, PyTree]:
+            return self.logits(params, state.batch_stats, mixture, query, training=True)
+
+        # In two parts, so that where members differ in the objective only the chosen one is differentiated.
+        logits, pull_back, batch_stats = jax.vjp(logits_of, state.params, has_aux=True)
+        slope, loss = self._choose("objective", _build_slope, member)(logits, mixture, state.step)
+        (gradients,) = pull_back(slope)
+        return gradients, loss, batch_stats
 
     def _train_step(self, state: TrainState, batch: Batch, encoder: Any = None) -> tuple[TrainState, Metrics]:
         mixture, query = self.mix(batch, state.step, encoder, training=True)
@@ -177,13 +169,7 @@ class Trainer:
     def _member_step(
         self, state: TrainState, member: Array | int, mixture: Mixture, query: Array | None
     ) -> tuple[TrainState, Metrics]:
-        def logits_of(params: PyTree) -> tuple[MaskLogits, PyTree]:
-            return self.logits(params, state.batch_stats, mixture, query, training=True)
-
-        # In two parts, so that where members differ in the objective only the chosen one is differentiated.
-        logits, pull_back, batch_stats = jax.vjp(logits_of, state.params, has_aux=True)
-        slope, loss = self._choose("objective", _build_slope, member)(logits, mixture, state.step)
-        (gradients,) = pull_back(slope)
+        gradients, loss, batch_stats = self.gradients(state, mixture, query, member)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss.value) & jnp.isfinite(norm)
         update = self._choose("optimizer", lambda config: build_optimizer(config).update, member)
@@ -246,7 +232,7 @@ class JointTrainer(Trainer):
 
     def __init__(
         self,
-        configs: Sequence[Config],
+        *configs: Config,
         encode: Callable[[Any, Array], Array] | None = None,
         mesh: Mesh | AbstractMesh | None = None,
     ):
@@ -256,7 +242,7 @@ class JointTrainer(Trainer):
             configs: of the members; they may differ in `objective` (but for its name) and `optimizer` alone.
             encode, mesh: as for `Trainer`; the size of the axis `model` divides the number of members.
         """
-        self._build(configs, encode, mesh)
+        super().__init__(*configs, encode=encode, mesh=mesh)
         self._take = jax.jit(lambda tree, member: jax.tree.map(lambda x: x[member], tree))
         out = None if mesh is None else self.sharding(mesh)
         self._stack = jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states), out_shardings=out)

@@ -1,5 +1,7 @@
 """Traces of a window of steps, and the profiler's server."""
 
+import socket
+
 import jax
 import pytest
 
@@ -32,23 +34,35 @@ def test_a_window_that_the_run_does_not_reach_the_end_of_is_recorded_too(records
     assert len(traces_of(tmp_path / "tensorboard")) == 1
 
 
+def test_a_run_that_goes_on_within_the_window_records_the_rest(records, tmp_path, capsys):
+    train(small_config(records, steps=2), tmp_path)
+    trace = profiling.StepTrace(1, 3, tmp_path / "tensorboard")
+    train(small_config(records), tmp_path, trace=trace, allow_changes=["train.steps"])
+    assert "The trace of steps 3 to 3 is in" in capsys.readouterr().err
+    train(small_config(records), tmp_path / "other", trace=profiling.StepTrace(7, 9, tmp_path / "none"))
+    assert "No step of this run was from 7 to 9" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_without_a_window_nothing_is_recorded(records, tmp_path):
     train(small_config(records), tmp_path)
     assert traces_of(tmp_path / "tensorboard") == []
 
 
-def test_the_server_is_kept_and_a_port_that_cannot_be_had_is_told(monkeypatch):
-    def start(port: int) -> object:
-        if port == 1:
-            raise RuntimeError("in use")
-        return f"server at {port}"
-
-    monkeypatch.setattr(profiling, "_servers", [])
-    monkeypatch.setattr(jax.profiler, "start_server", start)
-    profiling.start_server(6006)
-    assert profiling._servers == ["server at 6006"]
-    with pytest.raises(InputError, match="no profiler at port 1 "):
-        profiling.start_server(1)
+def test_the_server_starts_at_a_free_port_and_one_in_use_is_told(monkeypatch):
+    started = []
+    monkeypatch.setattr(jax.profiler, "start_server", started.append)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"no profiler at port {port} "):
+            profiling.start_server(port)
+    assert started == []
+    profiling.start_server(port)
+    assert started == [port]
+    with pytest.raises(InputError, match="no profiler at port 70000 "):
+        profiling.start_server(70_000)
 
 
 @pytest.mark.parametrize("window", ["3", "0:2", "5:4", "a:b"])

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,7 +62,7 @@ def test_a_members_first_step_is_that_of_a_single_run(variations):
     config = small_config(Path())
     config = replace(config, model=replace(config.model, init_std=0.3))
     members = list(members_of(config, variations).values())
-    joint, batch = JointTrainer(members), random_batch(config)
+    joint, batch = JointTrainer(*members), random_batch(config)
     state, metrics = joint.train_step(joint.init(), batch)
     steps = set()
     for number, member in enumerate(members):
@@ -177,19 +179,21 @@ def test_no_member_begins_a_save_before_the_last_one_of_all_is_on_disk(records, 
     assert {("wait", "a"), ("wait", "b")} <= set(told[:first])
 
 
-def test_the_others_go_on_without_a_member_that_diverges(records, tmp_path):
+def test_the_others_go_on_without_a_member_that_diverges(clip_records, tmp_path):
     """Its parameters overflow at once; it is told by name, and the other is what it would have been without it."""
     rates = Variation("optimizer.learning_rate", (1e-3, 1e38))
-    config = small_config(records, steps=6)
+    config = small_config(clip_records, steps=6)
     config = replace(config, optimizer=replace(config.optimizer, warmup_steps=1))
     with pytest.warns(InputWarning) as told:
-        page = sweep(config, tmp_path / "sweep", [rates], num_mixtures=0)
-    assert all(str(warning.message).startswith("learning_rate=1e+38: ") for warning in told)
-    assert "The norm of the parameters of step 2 is inf;" in str(told[-1].message)
-    assert str(told[-1].message).endswith("It stays as it is, and the others go on.")
+        page = sweep(config, tmp_path / "sweep", [rates], num_mixtures=4)
+    given_up = "learning_rate=1e+38: The norm of the parameters of step 2 is inf. It is given up: "
+    assert [str(warning.message).startswith(given_up) for warning in told].count(True) == 1
+    assert not (page.parent / "learning_rate=1e+38" / "best" / "model.safetensors").exists()
     rows = {row["member"]: row for row in rows_of(page.parent)}
     assert rows["learning_rate=0.001"]["skipped_steps"] == "0"
     assert rows["learning_rate=0.001"]["best_step"]
+    assert rows["learning_rate=0.001"]["sdr_image"]
+    assert not rows["learning_rate=1e+38"]["sdr_image"]
     assert int(rows["learning_rate=1e+38"]["skipped_steps"]) > 0
     healthy = Variation("optimizer.learning_rate", (1e-3, 2e-3))
     other = sweep(config, tmp_path / "other", [healthy], num_mixtures=0)
@@ -197,6 +201,34 @@ def test_the_others_go_on_without_a_member_that_diverges(records, tmp_path):
     assert [line["loss"] for line in read_metrics(folders[0])] == pytest.approx(
         [line["loss"] for line in read_metrics(folders[1])], rel=1e-5
     )
+
+
+def test_a_member_that_was_given_up_stays_so_when_the_run_goes_on(records, tmp_path):
+    config, folders = small_config(records), [tmp_path / "a", tmp_path / "b"]
+    config = replace(config, optimizer=replace(config.optimizer, warmup_steps=1))
+    rates = Variation("optimizer.learning_rate", (1e-3, 1e38))
+    for steps in (4, 6):
+        members = members_of(replace(config, train=replace(config.train, steps=steps)), [rates])
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            train_together(list(members.values()), folders, allow_changes=["train.steps"])
+        given_up = [str(warning.message) for warning in told if "is given up" in str(warning.message)]
+        assert len(given_up) == (1 if steps == 4 else 0)
+        assert json.loads((folders[1] / "given_up.json").read_text())["step"] == 2
+    assert not (folders[1] / "best" / "model.safetensors").exists()
+    assert read_metrics(folders[0])[-1]["step"] == 6
+
+
+def test_members_without_a_common_step_are_refused_and_nothing_is_lost(records, tmp_path):
+    configs, folders = gammas_of(small_config(records), 0.0, 0.5), [tmp_path / "a", tmp_path / "b"]
+    train_together(configs, folders)
+    shutil.rmtree(folders[1] / "checkpoints")
+    before = sorted(path for path in folders[0].rglob("*") if path.is_file())
+    with pytest.raises(InputError, match=r"share no step to go on from \(a has \[2, 4\], b has \[\]\); nothing was"):
+        train_together(configs, folders)
+    assert sorted(path for path in folders[0].rglob("*") if path.is_file()) == before
+    with pytest.raises(InputError, match="members need 2"):
+        train_together([replace(c, checkpoint=replace(c.checkpoint, keep_latest=1)) for c in configs], folders)
 
 
 def test_a_sweep_ends_where_every_member_diverges(records, tmp_path):
@@ -259,7 +291,10 @@ def test_all_combinations_are_members_and_each_is_checked():
 def test_a_workdir_of_something_else_is_refused(records, tmp_path):
     config = small_config(records, steps=1)
     gammas = Variation(GAMMA, (0.0, 0.5))
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json.1-1.partial").touch()  # killed while it was written
     sweep(config, tmp_path / "sweep", [gammas], num_mixtures=0)
+    sweep(config, tmp_path / "sweep", [replace(gammas, values=(0.5, 0.0))], num_mixtures=0)  # the same
     with pytest.raises(InputError, match=r"holds a sweep over .*0\.5.*; use another --workdir"):
         sweep(config, tmp_path / "sweep", [Variation(GAMMA, (0.0, 0.75))], num_mixtures=0)
     with pytest.raises(InputError, match="holds something other than a sweep"):

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from clipsep_jax.config import Config, OptimizerConfig
 from clipsep_jax.input import Batches
 from clipsep_jax.metrics_log import MetricsLog, read_metrics
 from clipsep_jax.model_dir import open_model_dir
+from clipsep_jax.objectives import build_objective
 from clipsep_jax.run import Run
 from clipsep_jax.structures import Batch, InputError, InputWarning
 from clipsep_jax.train import Interrupted, train
@@ -69,8 +69,14 @@ def test_step_applies_clipped_adam_to_the_gradients(records):
     config = small_config(records)
     trainer, batch = Trainer(config), random_batch(config)
     state = trainer.init()
-    gradient = jax.jit(jax.grad(partial(trainer.loss, training=True), has_aux=True))
-    gradients, _ = gradient(state.params, state.batch_stats, state.step, batch, None)
+
+    @jax.jit
+    def loss_of(params):
+        mixture, query = trainer.mix(batch, state.step, None, training=True)
+        logits, _ = trainer.logits(params, state.batch_stats, mixture, query, training=True)
+        return build_objective(config.objective)(logits, mixture, state.step).value
+
+    gradients = jax.grad(loss_of)(state.params)
     norm = optax.tree.norm(gradients)
     clipped = jax.tree.map(lambda g: g * jnp.minimum(1, 1 / norm), gradients)
     # Adam's first step: both moments' biases cancel, so the update is lr * g / (|g| + eps).
@@ -140,9 +146,9 @@ def test_nothing_is_compiled_again_during_a_run(records, tmp_path, monkeypatch, 
     """After the first validation and save every program is there."""
     write, compiled = MetricsLog.write, {}
 
-    def write_and_count(log, step, metrics):
+    def write_and_count(log, step, *more):
         compiled[step] = [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
-        write(log, step, metrics)
+        write(log, step, *more)
 
     monkeypatch.setattr(MetricsLog, "write", write_and_count)
     with jax.log_compiles():
@@ -168,8 +174,8 @@ def test_the_loop_reads_nothing_from_the_device_between_logging(records, tmp_pat
     read: set[int] = set()
     build = Trainer.__init__
 
-    def build_watched(trainer, *arguments):
-        build(trainer, *arguments)
+    def build_watched(trainer, *configs, **more):
+        build(trainer, *configs, **more)
         step_function, steps = trainer.train_step, itertools.count(1)
 
         def watched_step(*inputs):
@@ -195,8 +201,8 @@ def test_a_signal_saves_and_the_run_goes_on(records, tmp_path, monkeypatch):
     config = replace(config, checkpoint=replace(config.checkpoint, save_every=100_000))
     write = MetricsLog.write
 
-    def write_and_interrupt(log, step, metrics):
-        write(log, step, metrics)
+    def write_and_interrupt(log, step, *more):
+        write(log, step, *more)
         if step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
 from clipsep_jax.config import SpectrogramConfig
 from clipsep_jax.metrics_log import read_metrics
-from clipsep_jax.reports import decibels, finish_axes, html_image, html_table, plot_curve, save_figure, write_page
+from clipsep_jax.reports import finish_axes, html_image, html_table, plot_curve, save_figure, write_page
+from clipsep_jax.spectrogram import stft
 
 _FLOOR_DB = -70.0
 
@@ -101,7 +103,7 @@ def _curves(metrics: Sequence[dict[str, Any]]) -> Figure:
 def _spectrograms(example: Example) -> Figure:
     figure = Figure(figsize=(12, 3), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(example.sounds), sharey=True))
-    levels = {name: decibels(sound, example.spectrogram) for name, sound in example.sounds.items()}
+    levels = {name: _decibels(sound, example.spectrogram) for name, sound in example.sounds.items()}
     top = max(level.max() for level in levels.values())
     for plot, (name, level) in zip(axes, levels.items(), strict=True):
         seconds = len(example.sounds[name]) / example.spectrogram.sample_rate_hz
@@ -110,3 +112,8 @@ def _spectrograms(example: Example) -> Figure:
         plot.set(title=name, xlabel="s")
     axes[0].set_ylabel("kHz")
     return figure
+
+
+def _decibels(sound: np.ndarray, config: SpectrogramConfig) -> np.ndarray:
+    magnitude = np.abs(np.asarray(stft(jnp.asarray(sound), config)))
+    return 20 * np.log10(np.maximum(magnitude, 1e-5))

@@ -5,8 +5,8 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.distributed.e
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -59,12 +59,15 @@ class OneStep:
         self.places = jax.tree.map(lambda x: x.sharding, self.trainer.init())
         split = [not place.is_fully_replicated for place in jax.tree.leaves(self.places)]
         assert any(split) == (config.sharding == "fsdp" and num_devices > 1)
-        self.gradient = jax.jit(jax.grad(partial(self.trainer.loss, training=True), has_aux=True))
+        self.gradients = jax.jit(self._gradients)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple:
         state, batch = jax.device_put(state, self.places), put_batch(batch, self.mesh)
-        gradients, (loss, statistics) = self.gradient(state.params, state.batch_stats, state.step, batch, None)
-        return on_host((loss.value, gradients, statistics))
+        return on_host(self.gradients(state, batch))
+
+    def _gradients(self, state: TrainState, batch: Batch) -> tuple:
+        gradients, loss, statistics = self.trainer.gradients(state, *self.trainer.mix(batch, state.step, None, True))
+        return loss.value, gradients, statistics
 
 
 def equal_step(folder: Path) -> None:
@@ -133,7 +136,7 @@ def members_spread(folder: Path) -> None:
         configs = [replace(config, objective=replace(config.objective, gamma=gamma)) for gamma in gammas]
         mesh = make_mesh(jax.devices()[:num_devices], len(configs))
         assert mesh.shape["model"] == (2 if num_devices == 8 else 6)
-        joint = JointTrainer(configs, mesh=mesh)
+        joint = JointTrainer(*configs, mesh=mesh)
         state, batch = joint.init(), batch_of(config, 0)
         assert all(leaf.sharding.spec[0] == "model" for leaf in jax.tree.leaves(state))
         for seed in range(2):
@@ -145,15 +148,41 @@ def members_spread(folder: Path) -> None:
             want = Trainer(member).train_step(start, batch)
             got = jax.tree.map(lambda x, number=number: x[number], after)
             assert worst_difference(got, want) < 1e-5, (kind, num_devices, number, worst_difference(got, want))
-        restacked = joint.stack(*[joint.member(joint.init(), number) for number in range(len(configs))])
-        for leaf, place in zip(jax.tree.leaves(restacked), jax.tree.leaves(joint.sharding(mesh)), strict=True):
-            assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+
+
+def members_restored_on_fewer(folder: Path) -> None:
+    """4 x 2 -> 1 x 2 -> 1 x 1 devices: every member's restored values are equal bit for bit, and lie as they should."""
+    configs = [
+        replace(config_of("fsdp"), objective=replace(config_of("fsdp").objective, gamma=gamma)) for gamma in (0.0, 0.5)
+    ]
+    want: TrainState | None = None
+    for step, num_devices in ((1, 8), (2, 2), (3, 1)):
+        mesh = make_mesh(jax.devices()[:num_devices], len(configs))
+        joint = JointTrainer(*configs, mesh=mesh)
+        state = joint.init()
+        with ExitStack() as stack:
+            each = [
+                stack.enter_context(Checkpoints(folder / str(number) / "checkpoints", config))
+                for number, config in enumerate(configs)
+            ]
+            if want is not None:
+                likes = [joint.member(state, number) for number in range(len(configs))]
+                state = joint.stack(*[c.restore(step - 1, like) for c, like in zip(each, likes, strict=True)])
+                for got, old in zip(jax.tree.leaves(on_host(state)), jax.tree.leaves(want), strict=True):
+                    np.testing.assert_array_equal(got, old)
+            for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(joint.sharding(mesh)), strict=True):
+                assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
+            state, _ = joint.train_step(state, put_batch(batch_of(configs[0], step), mesh))
+            want = on_host(state)
+            for number, checkpoints in enumerate(each):
+                checkpoints.save(step, joint.member(state, number))
 
 
 CHECKS: dict[str, Callable[[Path], None]] = {
     "equal_step": equal_step,
     "equal_steps": equal_steps,
     "members_spread": members_spread,
+    "members_restored_on_fewer": members_restored_on_fewer,
     "restored_on_fewer": restored_on_fewer,
 }
 

@@ -33,14 +33,15 @@ def lower(config: Config, num_devices: int, platform: str, encoder: ClipEncoder 
     mesh = abstract_mesh(num_devices)
     if encoder:
         config = replace(config, model=replace(config.model, query_size=encoder.query_size))
-    return lower_step(Trainer(config, encoder.encode_images if encoder else None, mesh), mesh, platform, encoder)
+    trainer = Trainer(config, encode=encoder.encode_images if encoder else None, mesh=mesh)
+    return lower_step(trainer, mesh, platform, encoder)
 
 
 def lower_members(config: Config, num_devices: int, platform: str) -> str:
     """The same of two members that are spread over the axis `model`."""
     mesh = abstract_mesh(num_devices, 2)
     configs = [replace(config, objective=replace(config.objective, gamma=gamma)) for gamma in (0.0, 0.5)]
-    return lower_step(JointTrainer(configs, mesh=mesh), mesh, platform, None)
+    return lower_step(JointTrainer(*configs, mesh=mesh), mesh, platform, None)
 
 
 def lower_step(trainer: Trainer, mesh: AbstractMesh, platform: str, encoder: ClipEncoder | None) -> str:
@@ -72,6 +73,7 @@ if __name__ == "__main__":
         assert f"mhlo.num_partitions = {num_devices}" in whole
         assert f"mhlo.num_partitions = {num_devices}" in split
         assert whole != split
-    members = lower_members(config_of(num_devices, "replicated"), num_devices, platform)
-    assert f"mhlo.num_partitions = {num_devices}" in members
+    for sharding in ("replicated", "fsdp"):
+        members = lower_members(config_of(num_devices, sharding), num_devices, platform)
+        assert f"mhlo.num_partitions = {num_devices}" in members
     print("held")

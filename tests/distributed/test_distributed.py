@@ -86,6 +86,11 @@ def test_members_of_a_sweep_are_spread_over_devices(tmp_path):
 
 
 @pytest.mark.slow
+def test_members_are_restored_on_fewer_devices_bit_for_bit(tmp_path):
+    run_with_eight_devices("members_restored_on_fewer", tmp_path)
+
+
+@pytest.mark.slow
 def test_a_state_is_restored_on_fewer_devices_bit_for_bit(tmp_path):
     run_with_eight_devices("restored_on_fewer", tmp_path)
 

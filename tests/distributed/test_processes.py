@@ -34,10 +34,12 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def start(records: Path, workdir: Path, steps: int, num_processes: int) -> list[subprocess.Popen]:
+def start(records: Path, workdir: Path, steps: int, num_processes: int, num_members: int = 1) -> list[subprocess.Popen]:
+    """Processes with a device for each member."""
     port = free_port()
-    flags = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    flags = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_members}"}
     command = [sys.executable, "-m", "tests.distributed.one_of_two", str(records), str(workdir), str(steps)]
+    command.append(str(num_members))
     return [
         subprocess.Popen(
             [*command, *((port, str(number)) if num_processes > 1 else ())],
@@ -82,6 +84,19 @@ def test_two_processes_train_as_one_and_sigterm_to_one_stops_both_at_the_same_st
     one, two = read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two")
     np.testing.assert_allclose(two[0]["loss"], one[0]["loss"], rtol=1e-5)
     assert (tmp_path / "two" / "checkpoints" / stops.pop().removeprefix("stopped ")).is_dir()
+
+
+@pytest.mark.slow
+def test_two_processes_train_members_together_as_one_does(records, tmp_path):
+    """Two members on 2 x 2 devices: batches are split over the processes, members over the devices of each."""
+    for name, num_processes in (("one", 1), ("two", 2)):
+        for code, output in finish(start(records, tmp_path / name, 3, num_processes, 2)):
+            assert code == 0, output
+    for member in ("0", "1"):
+        one, two = (read_metrics(tmp_path / name / member) for name in ("one", "two"))
+        assert [line["step"] for line in two] == [1, 2, 3]
+        assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-5)
+        assert (tmp_path / "two" / member / "best" / "model.safetensors").is_file()
 
 
 @pytest.mark.soak

@@ -118,9 +118,7 @@ class OurTrainer:
 
     def _probe(self, state: TrainState, batch: Batch):
         """Loss, gradients and the state after."""
-        gradients, (loss, _) = jax.grad(self.trainer.loss, has_aux=True)(
-            state.params, state.batch_stats, state.step, batch, None, training=True
-        )
+        gradients, loss, _ = self.trainer.gradients(state, *self.trainer.mix(batch, state.step, None, training=True))
         after, metrics = self.trainer.train_step(state, batch)
         return loss.value, metrics["loss"], gradients, after
 
