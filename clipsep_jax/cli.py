@@ -120,7 +120,9 @@ def _describe_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    config = _read_config(options.config, overrides)
+    from clipsep_jax.config_file import read_config
+
+    config = read_config(options.config, overrides)
     _get_ready(config, options)
     from clipsep_jax.train import train
 
@@ -170,9 +172,10 @@ def _describe_sweep(parser: argparse.ArgumentParser) -> None:
 
 
 def _sweep_gamma(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    config = _read_config(options.config, overrides)
+    from clipsep_jax.config_file import read_config
     from clipsep_jax.sweep import GAMMAS, read_variation, sweep
 
+    config = read_config(options.config, overrides)
     gammas = options.gammas if options.gammas or options.vary else GAMMAS
     varied = [f"objective.gamma={gammas}"] * (gammas is not None) + options.vary
     variations = [read_variation(text, config) for text in varied]
@@ -198,42 +201,6 @@ def _cluster(options: argparse.Namespace) -> Any:
     if None in values or not 0 <= options.process_id < options.num_processes:
         raise InputError("--coordinator, --num-processes and --process-id go together; processes count from 0.")
     return Cluster(*values)
-
-
-def _read_config(spec: str, overrides: Sequence[str]) -> Any:
-    """The config of a Python file with `--config.a.b=value` overrides."""
-    from absl import flags
-    from ml_collections import config_flags
-
-    from clipsep_jax.config import Config
-
-    path = Path(spec.rpartition(".py")[0] + ".py")
-    if not path.is_file():
-        raise InputError(f"There is no config {path}; give a file such as configs/clipsep_nit.py.")
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
-    typed, sys.argv = sys.argv, ["clipsep", f"--config={spec}", *overrides]  # config_flags looks for overrides there
-    try:
-        left = values(sys.argv)[1:]
-        if left:
-            raise InputError(f"{left[0]!r} is no option; see --help.")
-        return Config.from_config_dict(holder.value)
-    except InputError:
-        raise
-    except Exception as error:  # whatever the code of a config file may raise
-        raise InputError(f"{spec} cannot be used with these options: {_reason(error)}.") from error
-    finally:
-        sys.argv = typed
-
-
-def _reason(error: Exception) -> str:
-    """What an error says; config_flags wraps errors, or puts their whole traceback into one."""
-    while error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]
-    text = str(error.args[0] if error.args else error).strip()
-    if "Traceback" in text:
-        text = text.splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split()).rstrip(".")
 
 
 def _describe_model(parser: argparse.ArgumentParser) -> None:

@@ -116,10 +116,12 @@ class Member:
         self.tell(f"{reason}. It is given up: its best model stays as it is, and the others go on.")
 
     def _remember(self, start: int) -> None:
-        """Whether it was given up before `start`."""
+        """Whether it was given up by the step that the run goes on from; what came after it is forgotten."""
         path = self.workdir / GIVEN_UP_NAME
-        if path.is_file():
+        if self.others and path.is_file():
             self.given_up = json.loads(path.read_text("utf-8"))["step"] <= start
+            if not self.given_up and jax.process_index() == 0:
+                path.unlink()
 
     def save(self, step: int, state: TrainState) -> None:
         """Store a checkpoint, and the model where it is the best so far.

@@ -14,7 +14,7 @@ from benchmarks.__main__ import BEGIN, END, RUNS, replaced, table
 
 def run(name: str, *options: str) -> dict[str, Any]:
     command = [sys.executable, "-m", f"benchmarks.{name}", *options]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=1000)
     assert finished.returncode == 0, finished.stderr
     lines = finished.stdout.splitlines()
     assert len(lines) == 1
@@ -56,6 +56,13 @@ def test_each_benchmark_prints_its_figure(name, options, figure):
     value = run(name, *options)[figure]
     assert math.isfinite(value)
     assert value > 0 or figure == "extra_query_percent"  # which noise may turn below 0
+
+
+@pytest.mark.soak
+def test_six_members_cost_at_most_six_single_runs():
+    """In steps, and in wall time with imports, compilation, input and checkpoints."""
+    assert run("members", "--turns", "3")["map_ratio"] < 1
+    assert run("sweep", "--steps", "40")["ratio"] < 1
 
 
 @pytest.mark.soak
