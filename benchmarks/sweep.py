@@ -75,8 +75,8 @@ def main() -> None:
     parser.add_argument("--gammas", default=GAMMAS, help=f"default: {GAMMAS}")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work there, and leave the runs")
     options, more = parser.parse_known_args()
-    if options.keep and (options.keep / "sweep").exists():
-        parser.error(f"{options.keep} holds an earlier run; give another --keep")
+    if options.keep and options.keep.is_dir() and any(path.name != "records" for path in options.keep.iterdir()):
+        parser.error(f"{options.keep} holds more than records; give another --keep")
     with TemporaryDirectory() as temporary:
         facts = measure(options.keep or Path(temporary), options.gammas.split(","), options.steps, more)
     print(json.dumps(facts | machine()))

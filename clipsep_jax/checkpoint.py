@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from clipsep_jax.config import Config, differences
+from clipsep_jax.distributed import told_by_first
 from clipsep_jax.files import atomic_write
 from clipsep_jax.structures import InputError, InputWarning
 
@@ -34,7 +33,8 @@ class Checkpoints:
     writes the SHA-256 of each of its files beside them, which is checked before it is restored.
     """
 
-    def __init__(self, folder: Path, config: Config):
+    def __init__(self, folder: Path, config: Config, member: int = 0):
+        """Open the folder; `member` numbers those of a run that save at the same time."""
         policies = checkpoint_managers
         keep = [
             policies.LatestN(config.checkpoint.keep_latest),
@@ -50,8 +50,8 @@ class Checkpoints:
             best_fn=lambda metrics: metrics[LOSS],
             best_mode="min",
             cleanup_tmp_directories=True,
-            # Members save at the same time, and hosts wait for each other by name.
-            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.parent.name),
+            # Hosts wait for each other by name.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=f"member_{member}"),
         )
         self.folder = folder.absolute()
         self._config = config.to_dict()
@@ -100,20 +100,19 @@ class Checkpoints:
         """
         with self._telling_of_the_disk():
             self._manager.wait_until_finished()
-        self.seal()
+        if jax.process_index() == 0:
+            self._write_checksums()
 
     def seal(self) -> None:
-        """Write the checksums of the checkpoints that have none yet, unless a save is under way; to be called often.
+        """Write the checksums of a save that has finished meanwhile; to be called often.
 
         Raises:
-            OSError: the last save has failed.
+            OSError: it has failed: the disk is full, or cannot be written to.
         """
-        if self._manager.is_saving_in_progress():
-            return
-        with self._telling_of_the_disk():
-            self._manager.wait_until_finished()  # at once; raises what the save met
-        if jax.process_index() != 0:
-            return
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def _write_checksums(self) -> None:
         for step in self._manager.all_steps():
             folder = self.folder / str(step)
             if not (folder / CHECKSUMS_NAME).is_file():
@@ -122,7 +121,7 @@ class Checkpoints:
                     file.write(sums)
 
     def latest_whole_step(self, up_to: int | None = None) -> int | None:
-        """The last step (not after `up_to`) whose files are as they were written; None where nothing is stored.
+        """The last step (not after `up_to`) whose files are as they were written; None where there is none.
 
         Damaged checkpoints after it are moved aside, each with a warning that names it.
 
@@ -131,9 +130,8 @@ class Checkpoints:
         """
         steps = sorted((step for step in self._manager.all_steps() if up_to is None or step <= up_to), reverse=True)
         chosen = self._first_whole(steps) if jax.process_index() == 0 else None
-        if jax.process_count() > 1:
-            told = multihost_utils.broadcast_one_to_all(np.array(-1 if chosen is None else chosen))
-            chosen = None if told < 0 else int(told)
+        told = told_by_first(-1 if chosen is None else chosen)
+        chosen = None if told < 0 else told
         self._manager.reload()
         if steps and not self._manager.all_steps():
             raise InputError(

@@ -111,7 +111,7 @@ def _describe_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-processes", type=_positive, metavar="N", help="with --coordinator: how many run")
     parser.add_argument("--process-id", type=int, metavar="I", help="with --coordinator: which one this is, from 0")
     parser.add_argument(
-        "--profile-server", type=int, metavar="PORT", help="let TensorBoard take profiles of this process at PORT"
+        "--profile-server", type=_port, metavar="PORT", help="let TensorBoard take profiles of this process at PORT"
     )
     parser.add_argument(
         "--profile-steps", type=_window, metavar="FIRST:LAST", help="record these steps into WORKDIR/tensorboard"
@@ -352,6 +352,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 < number < 2**16:
+        raise argparse.ArgumentTypeError(f"{text} is no port")
     return number
 
 

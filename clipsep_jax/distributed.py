@@ -60,11 +60,17 @@ def is_one_of_many(environment: Mapping[str, str]) -> bool:
     return several_hosts or (in_step and any(count.isdecimal() and int(count) > 1 for count in counts))
 
 
+def told_by_first(value: int) -> int:
+    """The first process's value, in all of them."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
 def first_process_alone(work: Callable[[], object]) -> None:
     """Do something in the first process while the others wait.
 
-    Raises:
-        InputError: in the others, where the first process met an error; there it is raised as it is.
+    What it raises, all of them raise: the others an InputError or an OSError that refers to the first.
     """
     error: Exception | None = None
     if jax.process_index() == 0:
@@ -72,12 +78,11 @@ def first_process_alone(work: Callable[[], object]) -> None:
             work()
         except Exception as met:
             error = met
-    if jax.process_count() > 1:
-        failed = bool(multihost_utils.broadcast_one_to_all(np.array(error is not None)))
-        if failed and jax.process_index():
-            raise InputError("The first process could not go on; it says why.")
+    problem = told_by_first(0 if error is None else 1 if isinstance(error, InputError) else 2)
     if error:
         raise error
+    if problem:
+        raise (InputError if problem == 1 else OSError)("The first process could not go on; it says why")
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, num_members: int = 1) -> Mesh:

@@ -22,7 +22,7 @@ from clipsep_jax.spectrogram import istft, stft, unwarp, warp
 from clipsep_jax.structures import InputError
 
 CLIP_QUERIES = ("text", "image")
-TAKES_IMAGES = ("image", "text", "hybrid")  # kinds of training queries
+_TAKES_IMAGES = ("image", "text", "hybrid")  # kinds of training queries
 BATCH = 8
 
 
@@ -75,7 +75,7 @@ def scored_kinds(config: Config, split: RecordSplit) -> tuple[str, ...]:
         InputError: there is none.
     """
     labelled = all(entry.label for entry in split.entries)
-    if config.query.kind in TAKES_IMAGES:
+    if config.query.kind in _TAKES_IMAGES:
         possible = {"text": labelled, "image": all(entry.num_frames for entry in split.entries)}
         if not any(possible.values()):
             raise InputError(f"Clips of {split.name!r} have neither labels nor pictures to query the model by.")
@@ -105,8 +105,7 @@ class Evaluation:
         self.separator, self.config = separator, separator.config
         trained_with = separator.model_dir.encoder
         has_embeddings = bool(records.encoder and trained_with and records.encoder.sha256 == trained_with.sha256)
-        self._takes_images = self.config.query.kind in TAKES_IMAGES
-        frames = self._takes_images and not has_embeddings
+        frames = self.config.query.kind in _TAKES_IMAGES and not has_embeddings
         self.split = records.split(split, with_frames=frames)
         if len(self.split) < 2:
             raise InputError(f"The split {split!r} of {records.folder} has too few clips to mix two.")

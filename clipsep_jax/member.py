@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 
 from clipsep_jax.checkpoint import Checkpoints
+from clipsep_jax.distributed import told_by_first
 from clipsep_jax.files import atomic_write
 from clipsep_jax.metrics_log import MetricsLog
 from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE, start_model_dir, write_weights
@@ -27,17 +28,20 @@ T = TypeVar("T")
 GIVEN_UP_NAME = "given_up.json"  # in the workdir of a member that the others went on without
 
 
+class DivergedError(InputError):
+    """The losses or parameters of the last member that was left are no numbers any more."""
+
+
 class Member:
     """A model of a run and its workdir: checkpoints, curves and the best model."""
 
     def __init__(self, run: Run, number: int, workdir: Path):
         self.run, self.number, self.workdir = run, number, workdir
         self.config = run.configs[number]
-        self.others: Sequence[Member] = ()
         self.given_up = False
         self.scalars: dict[str, float] = {}  # those read last that are finite
         self._open = ExitStack()
-        self.checkpoints = self._open.enter_context(Checkpoints(workdir / "checkpoints", self.config))
+        self.checkpoints = self._open.enter_context(Checkpoints(workdir / "checkpoints", self.config, number))
 
     def __enter__(self) -> "Member":
         return self
@@ -60,9 +64,9 @@ class Member:
         self.checkpoints.check_config(step, allow_changes)
         return self.checkpoints.restore(step, self.own(like))
 
-    def begin(self, start: int, state: TrainState) -> None:
-        """Start the model directory and the curves of a run that goes on from `start`."""
-        first = jax.process_index() == 0
+    def begin(self, start: int, state: TrainState, others: Sequence["Member"]) -> None:
+        """Start the model directory and the curves of a run that goes on from `start` with `others`."""
+        self.others, first = others, jax.process_index() == 0
         if first:
             labels = self.run.records.labels if self.config.query.kind == "label" else ()
             table = Path(self.config.query.table) if self.config.query.table else None
@@ -70,7 +74,10 @@ class Member:
         self.best_loss = self.checkpoints.best_loss
         self.skipped = SkippedSteps(self, float(self.own(state.skipped)))
         self.log = self._open.enter_context(MetricsLog(self.workdir, start, writing=first))
-        self._remember(start)
+        if others:
+            self.given_up = bool(told_by_first(int(self._was_given_up(start))))
+        # What decides whether all processes gather a model is asked of one of them: views of a shared disk may differ.
+        self.has_best = bool(told_by_first(int((self.workdir / BEST_FOLDER / WEIGHTS_FILE).is_file())))
 
     def read(
         self,
@@ -85,7 +92,7 @@ class Member:
             counts: the metric "skipped_steps" of each step since the last call.
 
         Raises:
-            InputError: the losses are no numbers any more, and there is no other member to go on with.
+            DivergedError: the losses are no numbers any more, and there is no other member to go on with.
         """
         scalars = {name: float(value) for name, value in self.own(metrics).items()} | validation
         self.scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
@@ -102,10 +109,10 @@ class Member:
         """Give the member up; the one that is left last ends the run.
 
         Raises:
-            InputError: there is no other member to go on with.
+            DivergedError: there is no other member to go on with.
         """
         if all(other.given_up for other in self.others):
-            raise InputError(
+            raise DivergedError(
                 f"{reason}; lower --config.optimizer.learning_rate or look at the clips, and run again, which starts "
                 "from the checkpoint before."
             )
@@ -115,19 +122,21 @@ class Member:
                 file.write(json.dumps({"step": step, "reason": reason}).encode() + b"\n")
         self.tell(f"{reason}. It is given up: its best model stays as it is, and the others go on.")
 
-    def _remember(self, start: int) -> None:
-        """Whether it was given up by the step that the run goes on from; what came after it is forgotten."""
+    def _was_given_up(self, start: int) -> bool:
+        """Whether the first process finds that it was, by the step that the run goes on from; later news is removed."""
         path = self.workdir / GIVEN_UP_NAME
-        if self.others and path.is_file():
-            self.given_up = json.loads(path.read_text("utf-8"))["step"] <= start
-            if not self.given_up and jax.process_index() == 0:
-                path.unlink()
+        if jax.process_index() or not path.is_file():
+            return False
+        if json.loads(path.read_text("utf-8"))["step"] <= start:
+            return True
+        path.unlink()
+        return False
 
     def save(self, step: int, state: TrainState) -> None:
         """Store a checkpoint, and the model where it is the best so far.
 
         Raises:
-            InputError: the parameters are no numbers any more, and there is no other member to go on with.
+            DivergedError: the parameters are no numbers any more, and there is no other member to go on with.
         """
         state, loss = self.own(state), self.scalars.get(f"validation_loss_{self.run.chosen_by}")
         if not self.given_up:
@@ -137,7 +146,7 @@ class Member:
         elif loss is not None and loss < self.best_loss:
             self.best_loss = loss
             self._write_best(state, step, loss)
-        elif not self.run.validation_batches or not (self.workdir / BEST_FOLDER / WEIGHTS_FILE).is_file():
+        elif not self.run.validation_batches or not self.has_best:
             self._write_best(state, step, None)
         self.checkpoints.save(step, state, loss)
 
@@ -146,6 +155,7 @@ class Member:
         if jax.process_index() == 0:
             model = nnx.merge(self.run.trainer.graphdef, params, batch_stats, copy=True)
             write_weights(self.workdir / BEST_FOLDER, model, step, validation_loss)
+        self.has_best = True
 
 
 @dataclass
@@ -167,7 +177,7 @@ class SkippedSteps:
             counts: after each step since the last look, of all members.
 
         Raises:
-            InputError: there were too many in a row, and there is no other member to go on with.
+            DivergedError: there were too many in a row, and there is no other member to go on with.
         """
         if total == self.counted:
             self.in_row = 0

@@ -2,6 +2,7 @@
 
 import socket
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import jax
 from tqdm import tqdm
 
-from clipsep_jax.structures import InputError
+from clipsep_jax.structures import InputWarning
 
 T = TypeVar("T")
 
@@ -18,14 +19,15 @@ T = TypeVar("T")
 def start_server(port: int) -> None:
     """Lets TensorBoard take profiles of this process over the network, until it ends.
 
-    Raises:
-        InputError: the port cannot be had.
+    Where the port is taken, by another process of the same host for one, a warning says so and there is none.
     """
     try:  # the server itself would only log it
         with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("", port))
-    except (OSError, OverflowError) as error:
-        raise InputError(f"There can be no profiler at port {port} ({error}); give another one.") from error
+    except OSError as error:
+        warnings.warn(f"There is no profiler at port {port}: {error.strerror}.", InputWarning, stacklevel=2)
+        return
     jax.profiler.start_server(port)
 
 
@@ -39,31 +41,31 @@ class StepTrace:
     first: int = 0
     last: int = 0  # below 1: none
     folder: Path = Path()
-    _recorded: list[int] = field(default_factory=list, init=False)
+    _begun: int | None = field(default=None, init=False)  # the first step that is recorded
+    _running: bool = field(default=False, init=False)
 
     def run(self, step: int, function: Callable[..., T], *arguments: Any) -> T:
         """Take a step, and record it where it is in the window."""
-        if self.first <= step <= self.last:
-            if not self._recorded:
-                jax.profiler.start_trace(self.folder)
-            self._recorded.append(step)
+        if self.first <= step <= self.last and self._begun is None:
+            jax.profiler.start_trace(self.folder)
+            self._begun, self._running = step, True
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             result = function(*arguments)
-        if step == self.last:
+        if step == self.last and self._running:
             jax.block_until_ready(result)
             self._stop()
         return result
 
     def _stop(self) -> None:
+        self._running = False
         jax.profiler.stop_trace()
-        told = f"The trace of steps {self._recorded[0]} to {self._recorded[-1]} is in {self.folder}."
-        tqdm.write(told, file=sys.stderr)
+        tqdm.write(f"The trace of steps from {self._begun} on is in {self.folder}.", file=sys.stderr)
 
     def __enter__(self) -> "StepTrace":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._recorded and self._recorded[-1] < self.last:
+        if self._running:
             self._stop()
-        elif self.last and not self._recorded:
+        elif self.last and self._begun is None:
             tqdm.write(f"No step of this run was from {self.first} to {self.last}: no trace.", file=sys.stderr)

@@ -25,6 +25,7 @@ from clipsep_jax.config import Config
 from clipsep_jax.distributed import first_process_alone
 from clipsep_jax.evaluate import Evaluation, draw_pairs, scored_kinds, write_scores
 from clipsep_jax.files import atomic_write
+from clipsep_jax.member import DivergedError
 from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE
 from clipsep_jax.profiling import StepTrace
 from clipsep_jax.records import RecordSet
@@ -140,9 +141,6 @@ def sweep(
     if num_mixtures:
         _check_split(config, records, split, num_mixtures)
     first_process_alone(lambda: _claim(workdir, variations))
-    train_together(
-        list(members.values()), [workdir / name for name in members], allow_changes=allow_changes, trace=trace
-    )
 
     def report() -> None:
         rows = []
@@ -152,6 +150,12 @@ def sweep(
         write_report(workdir, [variation.option for variation in variations], rows)
         print(text_table(rows))
 
+    workdirs = [workdir / name for name in members]
+    try:
+        train_together(list(members.values()), workdirs, allow_changes=allow_changes, trace=trace)
+    except DivergedError:  # of the last one; there may be good models from before
+        first_process_alone(report)
+        raise
     first_process_alone(report)
     return workdir / PAGE_NAME
 

@@ -2,7 +2,9 @@
 
 import csv
 import html
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipsep_jax.files import atomic_write
+from clipsep_jax.member import GIVEN_UP_NAME
 from clipsep_jax.metrics_log import read_metrics
-from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE, open_model_dir
+from clipsep_jax.model_dir import open_model_dir
 from clipsep_jax.reports import finish_axes, html_image, html_table, plot_curve, save_figure, write_page
+from clipsep_jax.structures import InputError
 
 PAGE_NAME = "sweep.html"
 
 _AVERAGED = ("loss", "mean_query_activation", "mean_noise_activation", "noise_level")
 _SCORED = ("text", "image", "label", "sentence", "best_mask")  # kinds of queries for the figure of SDR
-_ON_CONSOLE = ("member", "loss", "mean_noise_activation", "skipped_steps", *(f"sdr_{kind}" for kind in _SCORED))
+_ON_CONSOLE = (
+    "member",
+    "given_up",
+    "loss",
+    "mean_noise_activation",
+    "skipped_steps",
+    *(f"sdr_{kind}" for kind in _SCORED),
+)
 _LOG_SCALE_FROM = 30  # times the least value
 
 Row = dict[str, Any]  # a member's figures by the names of the columns of sweep.csv
@@ -33,10 +44,10 @@ def summarise_member(workdir: Path, varied: Mapping[str, float | int | str], sco
     Activations are those of training batches, which hold the sounds that no picture shows.
     """
     lines = read_metrics(workdir)
-    has_model = (workdir / BEST_FOLDER / WEIGHTS_FILE).is_file()
-    progress = open_model_dir(workdir).progress if has_model else {}
-    row: Row = {"member": workdir.name, **varied}
-    row |= {f"best_{name}": value for name, value in progress.items() if value is not None}
+    row: Row = {"member": workdir.name, **varied, "given_up": _given_up(workdir)}
+    with suppress(InputError):  # no model, or a damaged one
+        progress = open_model_dir(workdir).progress
+        row |= {f"best_{name}": value for name, value in progress.items() if value is not None}
     row |= {"skipped_steps": int(lines[-1]["skipped_steps"])} if lines else {}
     for name in _AVERAGED:
         values = [line[name] for line in lines if name in line and line["step"] > 0.9 * lines[-1]["step"]]
@@ -45,6 +56,12 @@ def summarise_member(workdir: Path, varied: Mapping[str, float | int | str], sco
         if "sdr_mean" in score:
             row |= {f"sdr_{kind}": score["sdr_mean"], f"sdr_{kind}_sem": score["sdr_sem"]}
     return row
+
+
+def _given_up(workdir: Path) -> str:
+    """Since when the others went on without it."""
+    path = workdir / GIVEN_UP_NAME
+    return f"step {json.loads(path.read_text('utf-8'))['step']}" if path.is_file() else ""
 
 
 def write_report(workdir: Path, options: Sequence[str], rows: Sequence[Row]) -> Path:

@@ -61,7 +61,7 @@ def train_together(
 ) -> None:
     """Trains several members at once, each in a workdir as `train` leaves it; arguments and errors as there.
 
-    Where the loss of a member is no number any more, the others go on without it.
+    Where the loss of a member is no number any more, the others go on without it; its given_up.json says so.
     """
     if len(configs) > 1 and configs[0].checkpoint.keep_latest < 2:
         raise InputError("config.checkpoint.keep_latest is 1; members need 2, so that they always share a step.")
@@ -74,8 +74,7 @@ def train_together(
             state = run.trainer.stack(*[member.restore(start, state, allow_changes) for member in members])
         for member in members:
             member.checkpoints.forget_after(start)
-            member.others = [other for other in members if other is not member]
-            member.begin(start, state)
+            member.begin(start, state, [other for other in members if other is not member])
         if not run.validation_batches:
             tqdm.write(
                 f"{run.records.folder} has no split {run.config.data.validation_split!r} with enough clips for a "
@@ -88,8 +87,9 @@ def _latest_common_step(members: Sequence[Member]) -> int:
     """The last step of which all members have a whole checkpoint, or 0.
 
     Raises:
-        InputError: some have checkpoints, but no step is common, which no interruption leads to.
+        InputError: there are checkpoints of several steps, but no step is common, which no interruption leads to.
     """
+    stored = {member.workdir.name: member.checkpoints.steps for member in members}
     steps = [member.checkpoints.latest_whole_step() or 0 for member in members]
     while len(set(steps)) > 1:
         common = min(steps)
@@ -97,12 +97,15 @@ def _latest_common_step(members: Sequence[Member]) -> int:
             step if step == common else member.checkpoints.latest_whole_step(common) or 0
             for step, member in zip(steps, members, strict=True)
         ]
-    if not steps[0] and any(len(member.checkpoints.steps) > 1 for member in members):
-        told = ", ".join(f"{member.workdir.name} has {member.checkpoints.steps}" for member in members)
-        raise InputError(
-            f"The members share no step to go on from ({told}); nothing was changed. Restore what is missing, "
-            "or use another --workdir."
-        )
+    saved = sorted({step for each in stored.values() for step in each})
+    if saved and not steps[0]:
+        told = ", ".join(f"{name} has {each}" for name, each in stored.items())
+        if len(saved) > 1:
+            raise InputError(
+                f"The members share no whole checkpoint to go on from ({told}); none was deleted. Restore what is "
+                "missing, or use another --workdir."
+            )
+        members[0].tell(f"The first save was interrupted ({told}); all members begin anew.")
     return steps[0]
 
 

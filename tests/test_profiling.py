@@ -7,7 +7,7 @@ import pytest
 
 from clipsep_jax import profiling
 from clipsep_jax.cli import main
-from clipsep_jax.structures import InputError
+from clipsep_jax.structures import InputWarning
 from clipsep_jax.train import train
 from tests.small import make_records, small_config
 
@@ -38,7 +38,7 @@ def test_a_run_that_goes_on_within_the_window_records_the_rest(records, tmp_path
     train(small_config(records, steps=2), tmp_path)
     trace = profiling.StepTrace(1, 3, tmp_path / "tensorboard")
     train(small_config(records), tmp_path, trace=trace, allow_changes=["train.steps"])
-    assert "The trace of steps 3 to 3 is in" in capsys.readouterr().err
+    assert "The trace of steps from 3 on is in" in capsys.readouterr().err
     train(small_config(records), tmp_path / "other", trace=profiling.StepTrace(7, 9, tmp_path / "none"))
     assert "No step of this run was from 7 to 9" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
@@ -56,13 +56,11 @@ def test_the_server_starts_at_a_free_port_and_one_in_use_is_told(monkeypatch):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(InputError, match=f"no profiler at port {port} "):
+        with pytest.warns(InputWarning, match=f"There is no profiler at port {port}: "):
             profiling.start_server(port)
     assert started == []
     profiling.start_server(port)
     assert started == [port]
-    with pytest.raises(InputError, match="no profiler at port 70000 "):
-        profiling.start_server(70_000)
 
 
 @pytest.mark.parametrize("window", ["3", "0:2", "5:4", "a:b"])

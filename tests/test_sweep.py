@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 import warnings
 from dataclasses import replace
@@ -15,8 +16,10 @@ import pytest
 from clipsep_jax.checkpoint import Checkpoints
 from clipsep_jax.cli import main
 from clipsep_jax.config import Config
+from clipsep_jax.demo.toy import make_toy_records
 from clipsep_jax.metrics_log import MetricsLog, read_metrics
 from clipsep_jax.model_dir import open_model_dir
+from clipsep_jax.run import Run
 from clipsep_jax.separate import Separator
 from clipsep_jax.structures import Batch, InputError, InputWarning
 from clipsep_jax.sweep import GAMMAS, Variation, members_of, read_variation, sweep
@@ -195,6 +198,7 @@ def test_the_others_go_on_without_a_member_that_diverges(clip_records, tmp_path)
     assert rows["learning_rate=0.001"]["best_step"]
     assert rows["learning_rate=0.001"]["sdr_image"]
     assert not rows["learning_rate=1e+38"]["sdr_image"]
+    assert [rows[f"learning_rate={rate}"]["given_up"] for rate in ("0.001", "1e+38")] == ["", "step 2"]
     assert int(rows["learning_rate=1e+38"]["skipped_steps"]) > 0
     healthy = Variation("optimizer.learning_rate", (1e-3, 2e-3))
     other = sweep(config, tmp_path / "other", [healthy], num_mixtures=0)
@@ -225,9 +229,16 @@ def test_members_without_a_common_step_are_refused_and_nothing_is_lost(records, 
     train_together(configs, folders)
     shutil.rmtree(folders[1] / "checkpoints")
     before = sorted(path for path in folders[0].rglob("*") if path.is_file())
-    with pytest.raises(InputError, match=r"share no step to go on from \(a has \[2, 4\], b has \[\]\); nothing was"):
+    with pytest.raises(InputError, match=r"no whole checkpoint to go on from \(a has \[2, 4\], b has \[\]\); none"):
         train_together(configs, folders)
     assert sorted(path for path in folders[0].rglob("*") if path.is_file()) == before
+    shutil.copytree(folders[0] / "checkpoints", folders[1] / "checkpoints")
+    for folder, step in ((folders[0], 4), (folders[1], 2)):  # each has lost another one
+        (folder / "checkpoints" / str(step) / "sha256.json").write_text("{}")
+    with pytest.warns(InputWarning, match="is damaged"), pytest.raises(InputError, match="no whole checkpoint"):
+        train_together(configs, folders)
+    assert (folders[0] / "checkpoints" / "2").is_dir()
+    assert (folders[1] / "checkpoints" / "4").is_dir()
     with pytest.raises(InputError, match="members need 2"):
         train_together([replace(c, checkpoint=replace(c.checkpoint, keep_latest=1)) for c in configs], folders)
 
@@ -238,6 +249,19 @@ def test_a_sweep_ends_where_every_member_diverges(records, tmp_path):
     rates = Variation("optimizer.learning_rate", (1e37, 1e38))
     with pytest.warns(InputWarning), pytest.raises(InputError, match=r"lower --config\.optimizer\.learning_rate"):
         sweep(config, tmp_path / "sweep", [rates], num_mixtures=0)
+
+
+def test_when_the_last_member_diverges_the_report_of_all_is_written(records, tmp_path, monkeypatch):
+    config = small_config(records)
+    losses = iter([[0.5, math.nan], [math.nan, 0.5]])
+    monkeypatch.setattr(Run, "validate", lambda *_: [{"validation_loss_image": loss} for loss in next(losses)])
+    with (
+        pytest.warns(InputWarning, match=r"gamma=1\.5: The validation_loss_image of step 2 is nan\. It is given up"),
+        pytest.raises(InputError, match="The validation_loss_image of step 4 is nan"),
+    ):
+        sweep(config, tmp_path / "sweep", [Variation(GAMMA, (0.0, 1.5))], num_mixtures=0)
+    rows = rows_of(tmp_path / "sweep")
+    assert [(row["given_up"], row["best_step"]) for row in rows] == [("", "2"), ("step 2", "")]
 
 
 def test_values_take_the_options_type():

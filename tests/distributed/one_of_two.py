@@ -2,7 +2,7 @@
 
 python -m tests.distributed.one_of_two RECORDS WORKDIR STEPS MEMBERS [PORT PROCESS_ID]
 
-With several members they are trained together, each in a folder of WORKDIR.
+With several members they are trained together, each in a folder of WORKDIR; with none, the first process fails alone.
 """
 
 import sys
@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipsep_jax.config import Config
-from clipsep_jax.distributed import Cluster, start
+from clipsep_jax.distributed import Cluster, first_process_alone, start
 from clipsep_jax.metrics_log import MetricsLog
 from clipsep_jax.stopping import Interrupted
+from clipsep_jax.structures import InputError
 from clipsep_jax.train import train, train_together
 from tests.small import small_config
 
@@ -22,6 +23,10 @@ SAVE_EVERY = 2
 def training_config(records: Path, steps: int) -> Config:
     config = small_config(records, steps=steps, validate_every=steps)
     return replace(config, data=replace(config.data, batch_size=4))
+
+
+def refuse() -> None:
+    raise InputError("no such records")
 
 
 if __name__ == "__main__":
@@ -37,6 +42,11 @@ if __name__ == "__main__":
 
     MetricsLog.write = write_and_tell
     config = training_config(records, steps)
+    if not num_members:
+        try:
+            first_process_alone(refuse)
+        except InputError as error:
+            sys.exit(str(error))
     try:
         if num_members == 1:
             train(config, workdir)

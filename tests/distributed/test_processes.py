@@ -37,7 +37,10 @@ def free_port() -> str:
 def start(records: Path, workdir: Path, steps: int, num_processes: int, num_members: int = 1) -> list[subprocess.Popen]:
     """Processes with a device for each member."""
     port = free_port()
-    flags = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_members}"}
+    flags = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_members or 1}",
+    }
     command = [sys.executable, "-m", "tests.distributed.one_of_two", str(records), str(workdir), str(steps)]
     command.append(str(num_members))
     return [
@@ -84,6 +87,14 @@ def test_two_processes_train_as_one_and_sigterm_to_one_stops_both_at_the_same_st
     one, two = read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two")
     np.testing.assert_allclose(two[0]["loss"], one[0]["loss"], rtol=1e-5)
     assert (tmp_path / "two" / "checkpoints" / stops.pop().removeprefix("stopped ")).is_dir()
+
+
+@pytest.mark.slow
+def test_what_the_first_process_refuses_ends_the_other_too(records, tmp_path):
+    (first, told), (second, other) = finish(start(records, tmp_path, 1, 2, 0), 60)
+    assert (first, second) == (1, 1)
+    assert "no such records" in told
+    assert "The first process could not go on; it says why" in other
 
 
 @pytest.mark.slow
