@@ -30,7 +30,7 @@ def test_rematerialisation_trades_work_for_memory():
     assert rematerialised["gflop_per_example"] > 1.1 * plain["gflop_per_example"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_full_size_step_costs_at_most_27_gflop_an_example():
     assert run("train_step", "--batch", "2", "--steps", "1")["gflop_per_example"] <= 27
 

@@ -232,7 +232,7 @@ def test_members_without_a_common_step_are_refused_and_nothing_is_lost(records, 
     with pytest.raises(InputError, match=r"no whole checkpoint to go on from \(a has \[2, 4\], b has \[\]\); none"):
         train_together(configs, folders)
     assert sorted(path for path in folders[0].rglob("*") if path.is_file()) == before
-    shutil.copytree(folders[0] / "checkpoints", folders[1] / "checkpoints")
+    shutil.copytree(folders[0] / "checkpoints", folders[1] / "checkpoints", dirs_exist_ok=True)
     for folder, step in ((folders[0], 4), (folders[1], 2)):  # each has lost another one
         (folder / "checkpoints" / str(step) / "sha256.json").write_text("{}")
     with pytest.warns(InputWarning, match="is damaged"), pytest.raises(InputError, match="no whole checkpoint"):

@@ -73,10 +73,7 @@ def is_system(kind: str, fusion: str, objective: str) -> bool:
 IN_SHORT = (
     ("image", "late", ("noise_invariant", 3)),
     ("label", "early", ("weighted", 0)),
-    ("label", "late", ("noise_invariant", 2)),
     ("sentence", "middle", ("weighted", 0)),
-    ("sentence", "late", ("noise_invariant", 3)),
-    ("hybrid", "early", ("weighted", 0)),
     ("text", "late", ("noise_invariant", 2)),
 )
 

@@ -68,7 +68,7 @@ def make_videos(folder: Path) -> Path:
     return labels
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_demo_learns_from_own_videos(small_demo, tmp_path):
     labels = make_videos(tmp_path / "videos")
     out = tmp_path / "demo"

@@ -97,7 +97,7 @@ def test_what_the_first_process_refuses_ends_the_other_too(records, tmp_path):
     assert "The first process could not go on; it says why" in other
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_processes_train_members_together_as_one_does(records, tmp_path):
     """Two members on 2 x 2 devices, six saves of both: batches are split over processes, members over their devices."""
     for name, num_processes in (("one", 1), ("two", 2)):
