@@ -69,20 +69,6 @@ def is_system(kind: str, fusion: str, objective: str) -> bool:
     return fusion == "late" or objective == "weighted"
 
 
-# Some that no config has; `make soak` takes all.
-IN_SHORT = (
-    ("image", "late", ("noise_invariant", 3)),
-    ("label", "early", ("weighted", 0)),
-    ("sentence", "middle", ("weighted", 0)),
-    ("text", "late", ("noise_invariant", 2)),
-)
-
-
-@pytest.mark.parametrize(("kind", "fusion", "objective"), IN_SHORT)
-def test_queries_fusions_and_objectives_go_together(clip_records, sentences, tmp_path, kind, fusion, objective):
-    check_combination(clip_records, sentences, tmp_path, kind, fusion, objective)
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize(
     ("kind", "fusion", "objective"), [c for c in product(KINDS, FUSIONS, OBJECTIVES) if is_system(c[0], c[1], c[2][0])]

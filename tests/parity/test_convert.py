@@ -77,7 +77,7 @@ def test_import_gives_the_same_masks_and_export_the_same_bits(system, tmp_path):
     torch.nn.DataParallel(build_torch_module(config)).load_state_dict(exported, strict=True)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_same_at_full_size(system, tmp_path):
     config = model_config(system, FULL)
