@@ -79,7 +79,7 @@ def test_a_file_that_cannot_grow_ends_the_run_within_one_save(records, tmp_path)
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
     if os.geteuid() or not sys.platform.startswith("linux"):
-        pytest.skip("only root can mount a small disk")
+        pytest.skip("mounting a disk of 20 MB takes root on Linux; the test above limits a file instead")
     folder = tmp_path / "disk"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)], check=True)

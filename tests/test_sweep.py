@@ -368,15 +368,12 @@ def test_the_command_sweeps_and_says_where_the_report_is(tmp_path, capsys):
 
 @pytest.mark.soak
 def test_noise_activation_follows_gamma_on_the_toy_set(tmp_path):
-    """At most gamma + 0.1 up to 0.5, and more with more gamma, at the demo's size and length.
-
-    By less than 0.01 it may fall: that is noise where it saturates.
-    """
+    """At most gamma + 0.1 up to 0.5, and never less with more gamma, at the demo's size and length."""
     config = Config.from_config_dict(clipsep_nit.get_config("toy"))
     config = replace(config, data=replace(config.data, records=str(tmp_path / "records")))
     make_toy_records(tmp_path / "records", config.toy.num_clips, config.toy.encoder_steps)
     page = sweep(config, tmp_path / "sweep", [read_variation(f"{GAMMA}={GAMMAS}", config)], num_mixtures=0)
     found = {float(row[GAMMA]): float(row["mean_noise_activation"]) for row in rows_of(page.parent)}
     assert all(activation <= gamma + 0.1 for gamma, activation in found.items() if gamma <= 0.5), found
-    assert (np.diff(list(found.values())) > -0.01).all(), found
+    assert (np.diff(list(found.values())) >= 0).all(), found
     assert found[0.5] - found[0.0] > 0.2
