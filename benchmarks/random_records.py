@@ -7,15 +7,8 @@ import numpy as np
 from PIL import Image
 
 from clipsep_jax.config import SAMPLE_RATE_HZ, Config
-from clipsep_jax.records import (
-    FRAME_SIZE,
-    EncoderInfo,
-    Manifest,
-    Record,
-    RecordSet,
-    write_manifest,
-    write_shard,
-)
+from clipsep_jax.record_sets import EncoderInfo, Manifest, RecordSet, write_manifest, write_shard
+from clipsep_jax.records import FRAME_SIZE, Record
 
 SECONDS = 10
 CLIPS_OF_A_SHARD = 64

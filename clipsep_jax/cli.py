@@ -226,7 +226,7 @@ def _describe_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(options: argparse.Namespace, _: Sequence[str]) -> None:
     from clipsep_jax.evaluate import Evaluation, table, write_scores
-    from clipsep_jax.records import RecordSet
+    from clipsep_jax.record_sets import RecordSet
     from clipsep_jax.separate import Separator
 
     separator = Separator.load(options.model)

@@ -30,7 +30,7 @@ from clipsep_jax.model_dir import TABLE_FILE, WEIGHTS_FILE, ModelDir, open_model
 from clipsep_jax.models.clipsep import build_model
 from clipsep_jax.models.unet import level_widths
 from clipsep_jax.official_args import TrainArgs, official_system, read_train_args, write_official_files
-from clipsep_jax.records import EncoderInfo
+from clipsep_jax.record_sets import EncoderInfo
 from clipsep_jax.structures import InputError
 
 if TYPE_CHECKING:

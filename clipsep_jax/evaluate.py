@@ -16,7 +16,7 @@ from clipsep_jax.input import build_reader
 from clipsep_jax.metrics import sdr, summarise
 from clipsep_jax.mixing import binary_masks
 from clipsep_jax.queries import prompt_for
-from clipsep_jax.records import IndexEntry, RecordSet, RecordSplit
+from clipsep_jax.record_sets import IndexEntry, RecordSet, RecordSplit
 from clipsep_jax.separate import Separator
 from clipsep_jax.spectrogram import istft, stft, unwarp, warp
 from clipsep_jax.structures import InputError

@@ -16,15 +16,8 @@ from jaxtyping import Float32, Int16
 
 from clipsep_jax.config import Config, DataConfig, SpectrogramConfig
 from clipsep_jax.queries import EmbeddingTable
-from clipsep_jax.records import (
-    FRAMES_PER_SECOND,
-    LABEL_EMBEDDINGS_NAME,
-    CorruptRecordError,
-    Record,
-    RecordSet,
-    RecordSplit,
-    decode_frame,
-)
+from clipsep_jax.record_sets import LABEL_EMBEDDINGS_NAME, RecordSet, RecordSplit
+from clipsep_jax.records import FRAMES_PER_SECOND, CorruptRecordError, Record, decode_frame
 from clipsep_jax.structures import Batch, InputError, InputWarning
 
 MAX_REPLACED, REPLACED_WINDOW = 1, 1_000  # damaged records that may be replaced, of so many reads in a row

@@ -20,7 +20,7 @@ from clipsep_jax.encoders.weights import Rule, export_tensors, load_tensors, rea
 from clipsep_jax.files import atomic_write
 from clipsep_jax.models.clipsep import CLIPSep, build_model
 from clipsep_jax.queries import EmbeddingTable
-from clipsep_jax.records import EncoderInfo
+from clipsep_jax.record_sets import EncoderInfo
 from clipsep_jax.structures import InputError
 
 FORMAT = 1

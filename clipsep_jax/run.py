@@ -12,7 +12,7 @@ from clipsep_jax.encoders.clip import ClipEncoder
 from clipsep_jax.encoders.loading import load_encoder, split_name
 from clipsep_jax.encoders.resnet import ResnetEncoder
 from clipsep_jax.input import Batches, build_batches
-from clipsep_jax.records import LABEL_EMBEDDINGS_NAME, EncoderInfo, RecordSet
+from clipsep_jax.record_sets import LABEL_EMBEDDINGS_NAME, EncoderInfo, RecordSet
 from clipsep_jax.structures import InputError
 from clipsep_jax.train_step import JointTrainer, Trainer, TrainState
 

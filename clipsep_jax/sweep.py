@@ -28,7 +28,7 @@ from clipsep_jax.files import atomic_write
 from clipsep_jax.member import DivergedError
 from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE
 from clipsep_jax.profiling import StepTrace
-from clipsep_jax.records import RecordSet
+from clipsep_jax.record_sets import RecordSet
 from clipsep_jax.separate import Separator
 from clipsep_jax.structures import InputError, InputWarning
 from clipsep_jax.sweep_report import PAGE_NAME, summarise_member, text_table, write_report

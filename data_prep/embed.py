@@ -17,20 +17,19 @@ from clipsep_jax import tfds_metadata
 from clipsep_jax.encoders import Encoder, NoTextError
 from clipsep_jax.files import atomic_write
 from clipsep_jax.queries import DEFAULT_TEMPLATE, EmbeddingTable, prompt_for
-from clipsep_jax.records import (
+from clipsep_jax.record_sets import (
     EMBEDDING_NAME,
     LABEL_EMBEDDINGS_NAME,
     MANIFEST_NAME,
     EncoderInfo,
     Manifest,
-    Record,
     RecordSplit,
     Shard,
-    decode_frame,
     read_manifest,
     write_manifest,
     write_shard,
 )
+from clipsep_jax.records import Record, decode_frame
 from clipsep_jax.structures import InputError
 from data_prep.ledger import LEDGER_NAME
 

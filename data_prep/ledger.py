@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int16
 
+from clipsep_jax.config import SAMPLE_RATE_HZ
 from clipsep_jax.files import atomic_write
-from clipsep_jax.records import SAMPLE_RATE_HZ, Record
+from clipsep_jax.records import Record
 from clipsep_jax.structures import InputError
 from data_prep.inputs import Input
 

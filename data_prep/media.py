@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Float32, Int16
 from PIL import Image
 
-from clipsep_jax.records import FRAME_SIZE, SAMPLE_RATE_HZ, Record
+from clipsep_jax.config import SAMPLE_RATE_HZ
+from clipsep_jax.records import FRAME_SIZE, Record
 from clipsep_jax.structures import InputError
 from data_prep.inputs import Segment
 from data_prep.ledger import Rejection, dbfs

@@ -7,17 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clipsep_jax.records import (
-    MANIFEST_NAME,
-    CorruptRecordError,
-    RecordSplit,
-    Shard,
-    decode_frame,
-    index_line,
-    index_path,
-    read_manifest,
-    tfds_files,
-)
+from clipsep_jax.record_sets import MANIFEST_NAME, RecordSplit, Shard, index_line, index_path, read_manifest, tfds_files
+from clipsep_jax.records import CorruptRecordError, decode_frame
 from clipsep_jax.structures import InputError
 
 

@@ -20,18 +20,17 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from clipsep_jax.files import atomic_write
-from clipsep_jax.records import (
-    AUDIO_ENCODINGS,
+from clipsep_jax.record_sets import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     Manifest,
-    Record,
     Shard,
     ShardWriter,
     index_path,
     read_manifest,
     write_manifest,
 )
+from clipsep_jax.records import AUDIO_ENCODINGS, Record
 from clipsep_jax.structures import InputError
 from data_prep.embed import manifest_in_hand, other_files
 from data_prep.inputs import SPLITS, Input, file_size, mark_duplicates

@@ -9,14 +9,8 @@ from PIL import Image
 
 from clipsep_jax.config import Config
 from clipsep_jax.queries import EmbeddingTable
-from clipsep_jax.records import (
-    LABEL_EMBEDDINGS_NAME,
-    EncoderInfo,
-    Manifest,
-    Record,
-    write_manifest,
-    write_shard,
-)
+from clipsep_jax.record_sets import LABEL_EMBEDDINGS_NAME, EncoderInfo, Manifest, write_manifest, write_shard
+from clipsep_jax.records import Record
 from data_prep.embed import Encoder, embed_records, label_table
 
 QUERY_SIZE = 6

@@ -8,7 +8,7 @@ import pytest
 
 from clipsep_jax.evaluate import Evaluation, draw_pairs, table, write_scores
 from clipsep_jax.metrics import sdr, summarise
-from clipsep_jax.records import RecordSet
+from clipsep_jax.record_sets import RecordSet
 from clipsep_jax.separate import Separator
 from clipsep_jax.structures import InputError
 

@@ -18,7 +18,7 @@ from clipsep_jax.input import (
     pictures_around,
 )
 from clipsep_jax.queries import EmbeddingTable
-from clipsep_jax.records import LABEL_EMBEDDINGS_NAME, RecordSet
+from clipsep_jax.record_sets import LABEL_EMBEDDINGS_NAME, RecordSet
 from clipsep_jax.structures import Batch, InputError, InputWarning
 from tests.small import QUERY_SIZE, make_record, make_records, small_config
 

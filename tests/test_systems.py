@@ -13,7 +13,7 @@ from clipsep_jax.config import Config
 from clipsep_jax.evaluate import Evaluation
 from clipsep_jax.metrics_log import read_metrics
 from clipsep_jax.queries import EmbeddingTable
-from clipsep_jax.records import RecordSet
+from clipsep_jax.record_sets import RecordSet
 from clipsep_jax.structures import InputError
 from clipsep_jax.train import train
 from tests.small import LABELS, QUERY_SIZE, small_config
@@ -90,7 +90,10 @@ def check_combination(
     check(shrunk(config, clip_records, sentences), tmp_path / "run")
 
 
-@pytest.mark.parametrize(("targets", "criterion"), [("ratio", "l1"), ("ratio", "bce"), ("binary", "l1")])
+@pytest.mark.parametrize(
+    ("targets", "criterion"),
+    [("ratio", "l1"), *(pytest.param(*pair, marks=pytest.mark.soak) for pair in (("ratio", "bce"), ("binary", "l1")))],
+)
 def test_targets_and_criteria_go_together(clip_records, sentences, tmp_path, targets, criterion):
     config = Config()
     config = replace(

@@ -7,7 +7,8 @@ import numpy as np
 
 from clipsep_jax.demo.mini_clip import train_mini_clip
 from clipsep_jax.encoders.clip import load_clip
-from clipsep_jax.records import RecordSet, decode_frame
+from clipsep_jax.record_sets import RecordSet
+from clipsep_jax.records import decode_frame
 from clipsep_jax.structures import InputError
 
 ENCODER_STEPS = 600

@@ -20,7 +20,7 @@ from clipsep_jax.evaluate import Evaluation, draw_pairs, table, write_scores
 from clipsep_jax.files import atomic_write
 from clipsep_jax.metrics import sdr
 from clipsep_jax.metrics_log import read_metrics
-from clipsep_jax.records import RecordSet
+from clipsep_jax.record_sets import RecordSet
 from clipsep_jax.separate import Separator
 from clipsep_jax.structures import InputError
 from clipsep_jax.train import train

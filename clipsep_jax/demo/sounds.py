@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from clipsep_jax.config import SAMPLE_RATE_HZ
 from clipsep_jax.demo.parameters import Number, Parameters, Split
-from clipsep_jax.records import SAMPLE_RATE_HZ
 
 LOUDNESS_DBFS = (-26.0, -18.0)
 OFF_SCREEN_DBFS = (-36.0, -28.0)

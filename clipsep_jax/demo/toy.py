@@ -12,12 +12,14 @@ import numpy as np
 from jaxtyping import Float32, Int, Int16, UInt8
 from PIL import Image
 
+from clipsep_jax.config import SAMPLE_RATE_HZ
 from clipsep_jax.demo.mini_clip import train_mini_clip
 from clipsep_jax.demo.parameters import Split
 from clipsep_jax.demo.pictures import draw, draw_clip
 from clipsep_jax.demo.sounds import KINDS, off_screen_noise, synthesize
 from clipsep_jax.encoders.clip import load_clip
-from clipsep_jax.records import FRAMES_PER_SECOND, MANIFEST_NAME, SAMPLE_RATE_HZ, Record, read_manifest
+from clipsep_jax.record_sets import MANIFEST_NAME, read_manifest
+from clipsep_jax.records import FRAMES_PER_SECOND, Record
 from clipsep_jax.structures import InputError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from clipsep_jax.records import RecordSet, decode_frame
+from clipsep_jax.record_sets import RecordSet
+from clipsep_jax.records import decode_frame
 from data_prep.inputs import Input
 from data_prep.ledger import read_ledger
 from data_prep.videos import read_video

@@ -10,7 +10,7 @@ import soundfile
 
 from clipsep_jax.cli import main
 from clipsep_jax.evaluate import Evaluation
-from clipsep_jax.records import RecordSet, read_manifest
+from clipsep_jax.record_sets import RecordSet, read_manifest
 from clipsep_jax.separate import Separator
 from clipsep_jax.structures import InputError
 from clipsep_jax.train import train

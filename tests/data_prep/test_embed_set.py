@@ -9,16 +9,8 @@ import pytest
 from clipsep_jax.encoders import NoTextError
 from clipsep_jax.encoders.clip import load_clip
 from clipsep_jax.queries import EmbeddingTable
-from clipsep_jax.records import (
-    CorruptRecordError,
-    EncoderInfo,
-    Record,
-    RecordSet,
-    RecordSplit,
-    decode_record,
-    encode_record,
-    read_manifest,
-)
+from clipsep_jax.record_sets import EncoderInfo, RecordSet, RecordSplit, read_manifest
+from clipsep_jax.records import CorruptRecordError, Record, decode_record, encode_record
 from clipsep_jax.structures import InputError
 from data_prep.embed import embed_record_set, embed_records, label_table
 from data_prep.writer import PoolRunner, write_records

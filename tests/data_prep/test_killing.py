@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from clipsep_jax.records import RecordSet
+from clipsep_jax.record_sets import RecordSet
 from clipsep_jax.structures import InputError
 from data_prep.writer import PoolRunner, write_records
 from tests.data_prep.fakes import files_of, make_inputs, read_fake

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipsep_jax.records import Record, RecordSet, decode_frame
+from clipsep_jax.record_sets import RecordSet
+from clipsep_jax.records import Record, decode_frame
 from clipsep_jax.structures import InputError
 from data_prep.audio import find_audio, read_audio
 from data_prep.inputs import Input, Segment, hashed_split, mark_duplicates, video_of

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipsep_jax.records import CorruptRecordError, RecordSet, read_manifest, write_manifest
+from clipsep_jax.record_sets import RecordSet, read_manifest, write_manifest
+from clipsep_jax.records import CorruptRecordError
 from clipsep_jax.structures import InputError
 from data_prep.embed import embed_record_set
 from data_prep.verify import verify

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipsep_jax.records import RecordSet
+from clipsep_jax.record_sets import RecordSet
 from clipsep_jax.structures import InputError
 from data_prep.inputs import hashed_split
 from data_prep.ledger import read_ledger

@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipsep_jax.records import Record, RecordSet
+from clipsep_jax.record_sets import RecordSet
+from clipsep_jax.records import Record
 from clipsep_jax.structures import InputError
 from data_prep.inputs import Input
 from data_prep.ledger import Rejection, read_ledger

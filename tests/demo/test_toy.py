@@ -14,7 +14,8 @@ from clipsep_jax.demo.sounds import KINDS, SAMPLE_RATE_HZ, off_screen_noise, syn
 from clipsep_jax.demo.toy import ENCODER_NAME, OFF_SCREEN_SHARE, ClipMaker, make_toy_records
 from clipsep_jax.encoders.clip import load_clip
 from clipsep_jax.queries import EmbeddingTable
-from clipsep_jax.records import LABEL_EMBEDDINGS_NAME, RecordSet, decode_frame
+from clipsep_jax.record_sets import LABEL_EMBEDDINGS_NAME, RecordSet
+from clipsep_jax.records import decode_frame
 from clipsep_jax.structures import InputError
 from data_prep.inputs import Input
 

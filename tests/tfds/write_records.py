@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clipsep_jax.records import Record, RecordSet, decode_frame
+from clipsep_jax.record_sets import RecordSet
+from clipsep_jax.records import Record, decode_frame
 from data_prep.embed import embed_record_set
 from data_prep.inputs import Input
 from data_prep.ledger import Rejection
