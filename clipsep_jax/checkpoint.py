@@ -225,9 +225,16 @@ class Checkpoints:
         return self._manager.restore(step, args=items)["state"]
 
     def close(self) -> None:
-        """Waits for saves under way."""
-        self.wait()
-        self._manager.close()
+        """Waits for saves under way.
+
+        Raises:
+            OSError: as `wait`.
+        """
+        try:
+            self.wait()
+        finally:
+            with self._telling_of_the_disk():  # Orbax raises the error of a save again
+                self._manager.close()
 
 
 def _checksums(folder: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and options.command not in (_train, _sweep_gamma):
         _parser().error(f"unrecognized arguments: {' '.join(rest)}; see `clipsep {arguments[0]} --help`")
     try:
-        for name in ("absl", "asyncio"):  # Orbax tells of every save, and of the errors that it raises besides
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        _quiet_orbax()
         with _plain_warnings():
             keep_compiled_programs()
             return options.command(options, rest) or 0
@@ -43,6 +43,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"clipsep: {str(stop) or 'interrupted'}.", file=sys.stderr)
         return getattr(stop, "exit_code", EXIT_INTERRUPTED)
+
+
+@cache
+def _quiet_orbax() -> None:
+    """Keeps off the screen what Orbax tells of every save, and of the errors that it raises besides."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def show_others(event: Any) -> None:
+        # Once a write has failed, its event loop is closed, and TensorStore tells of every other write that ends later.
+        if str(event.exc_value) != "Event loop is closed":
+            show(event)
+
+    sys.unraisablehook = show_others
 
 
 def _os_error(error: OSError) -> str:

@@ -6,7 +6,8 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,20 @@ def records(tmp_path_factory) -> Path:
     return make_records(tmp_path_factory.mktemp("records"))
 
 
-def start(records: Path, workdir: Path, steps: int, *more: str) -> subprocess.Popen:
+@pytest.fixture
+def start(records, request) -> Callable[..., subprocess.Popen]:
+    """Starts a run, which is killed if the test leaves it running."""
+
+    def start(workdir: Path, steps: int, *more: str) -> subprocess.Popen:
+        process = subprocess.Popen(arguments(records, workdir, steps, *more), stderr=subprocess.PIPE, text=True)
+        request.addfinalizer(process.wait)
+        request.addfinalizer(process.kill)
+        return process
+
+    return start
+
+
+def arguments(records: Path, workdir: Path, steps: int, *more: str) -> list[str]:
     options = {
         "toy.num_clips": 0,
         "data.records": records,
@@ -33,8 +47,7 @@ def start(records: Path, workdir: Path, steps: int, *more: str) -> subprocess.Po
         "checkpoint.save_every": SAVE_EVERY,
     }
     command = [sys.executable, "-m", "clipsep_jax.cli", "train", "--config=configs/toy_smoke.py", *more]
-    command += [f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in options.items())]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return [*command, f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in options.items())]
 
 
 def whole_steps(workdir: Path) -> list[int]:
@@ -50,10 +63,13 @@ def wait_for_checkpoints(process: subprocess.Popen, workdir: Path, number: int) 
         time.sleep(0.05)
 
 
-def check_the_end(process: subprocess.Popen, records: Path, workdir: Path, message: str) -> None:
+def check_the_end(
+    process: subprocess.Popen, start: Callable[..., subprocess.Popen], workdir: Path, message: str
+) -> None:
     """One sentence and exit code 1, at most two saves after the last whole checkpoint, from which a rerun goes on."""
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
+    assert "Traceback" not in errors
     told = [line for line in errors.splitlines() if line.startswith("clipsep: ")]
     assert told == errors.splitlines()[-1:], errors
     assert re.fullmatch(rf"clipsep: {workdir}/\S+: {message}", told[0])
@@ -61,7 +77,7 @@ def check_the_end(process: subprocess.Popen, records: Path, workdir: Path, messa
     last = whole_steps(workdir)[-1]
     assert last < reached <= last + 2 * SAVE_EVERY
     (workdir / "filling").unlink(missing_ok=True)
-    again = start(records, workdir, last + SAVE_EVERY, "--allow-change=train.steps")
+    again = start(workdir, last + SAVE_EVERY, "--allow-change=train.steps")
     _, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
     assert f"step {last + SAVE_EVERY}/" in errors
@@ -69,11 +85,11 @@ def check_the_end(process: subprocess.Popen, records: Path, workdir: Path, messa
 
 
 @pytest.mark.slow
-def test_a_file_that_cannot_grow_ends_the_run_within_one_save(records, tmp_path):
-    process = start(records, tmp_path, 1_000_000)
+def test_a_file_that_cannot_grow_ends_the_run_within_one_save(start, tmp_path):
+    process = start(tmp_path, 1_000_000)
     wait_for_checkpoints(process, tmp_path, 2)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
-    check_the_end(process, records, tmp_path, r"File too large\.")
+    check_the_end(process, start, tmp_path, r"File too large\.")
 
 
 @pytest.fixture
@@ -87,15 +103,24 @@ def small_disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+def fill(path: Path, left: int) -> None:
+    """Leave so many bytes of the disk, while a run writes to it too."""
+    with path.open("wb") as file:
+        while True:
+            status = os.statvfs(path.parent)
+            free = status.f_bavail * status.f_frsize
+            with suppress(OSError):
+                os.posix_fallocate(file.fileno(), 0, max(1, free - left))
+                return
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("left", [0, 0.1, 0.7])
-def test_a_disk_with_room_for_a_part_of_a_checkpoint_ends_the_run_within_one_save(records, small_disk, left):
-    process = start(records, small_disk / "run", 1_000_000)
+def test_a_disk_with_room_for_a_part_of_a_checkpoint_ends_the_run_within_one_save(small_disk, start, left):
+    process = start(small_disk / "run", 1_000_000)
     wait_for_checkpoints(process, small_disk / "run", 2)
     checkpoint = small_disk / "run" / "checkpoints" / str(whole_steps(small_disk / "run")[0])
     size = sum(path.stat().st_size for path in checkpoint.rglob("*"))
-    status = os.statvfs(small_disk)
-    with (small_disk / "run" / "filling").open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - int(left * size))
+    fill(small_disk / "run" / "filling", int(left * size))
     message = r"No space left on device; make room and run the same command again\."
-    check_the_end(process, records, small_disk / "run", message)
+    check_the_end(process, start, small_disk / "run", message)
