@@ -8,7 +8,7 @@ demo: .venv/.runtime
 	$(BIN)/clipsep demo --out runs/demo
 
 test: .venv/.test
-	$(BIN)/pytest -n auto -m "not soak"
+	$(BIN)/pytest -n auto --dist worksteal -m "not soak"
 
 install: .venv/.test
 
@@ -17,7 +17,7 @@ check: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n auto -m "not slow and not soak"
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not soak"
 
 soak: .venv/.test
 	$(BIN)/pytest -m soak

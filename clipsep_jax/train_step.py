@@ -67,6 +67,11 @@ def _compiler_options(config: Config) -> dict[str, str] | None:
     return None
 
 
+def _options_of_init() -> dict[str, int] | None:
+    """It runs once, in less time than XLA on CPU takes to optimize it; the values are the same."""
+    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+
+
 class Trainer:
     """The pure functions of a run, built once from its config: initial state, train step, validation step."""
 
@@ -91,7 +96,7 @@ class Trainer:
         self.graphdef = nnx.graphdef(nnx.eval_shape(lambda: self._build_model(0)))
         whole = None if mesh is None else replicated(mesh)
         out = None if mesh is None else self.sharding(mesh)
-        self.init = jax.jit(self._init, out_shardings=out)
+        self.init = jax.jit(self._init, out_shardings=out, compiler_options=_options_of_init())
         self.train_step = jax.jit(
             self._train_step,
             donate_argnums=0,

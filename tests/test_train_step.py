@@ -69,6 +69,7 @@ def test_bfloat16_learns_as_float32_does():
 )
 def test_with_bfloat16_the_state_and_the_metrics_stay_float32(objective, parts):
     config = config_of(precision="bfloat16")
+    parts = {"num_levels": 2, "width": 4, **parts}
     config = replace(config, objective=replace(config.objective, name=objective), model=replace(config.model, **parts))
     trainer, batch = Trainer(config), tones(config, 0)
     before = trainer.init()

@@ -125,13 +125,13 @@ def restored_on_fewer(folder: Path) -> None:
 
 
 def members_spread(folder: Path) -> None:
-    """Six members on 4 x 2 devices, and one on each of 6: a step from one state is that of each alone on one device.
+    """Six members on 4 x 2 devices, and one on each of 6: a step from one state is that of one alone on one device.
 
-    In float64, and with the state a few steps in, for the reason told at `compare_steps`.
+    The first member, and one on another device. In float64, and with the state a few steps in, for the reason told at
+    `compare_steps`.
     """
     for kind, num_devices in (("fsdp", 8), ("replicated", 6)):
         config = config_of(kind)
-        config = replace(config, data=replace(config.data, batch_size=8 if num_devices == 8 else 4))
         gammas = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
         configs = [replace(config, objective=replace(config.objective, gamma=gamma)) for gamma in gammas]
         mesh = make_mesh(jax.devices()[:num_devices], len(configs))
@@ -143,9 +143,9 @@ def members_spread(folder: Path) -> None:
             state, _ = joint.train_step(state, put_batch(batch_of(config, seed), mesh))
         before = on_host(state)
         after = on_host(joint.train_step(state, put_batch(batch, mesh)))
-        for number, member in enumerate(configs):
+        for number in (0, 4):
             start = jax.tree.map(lambda x, number=number: x[number], before)
-            want = Trainer(member).train_step(start, batch)
+            want = Trainer(configs[number]).train_step(start, batch)
             got = jax.tree.map(lambda x, number=number: x[number], after)
             assert worst_difference(got, want) < 1e-5, (kind, num_devices, number, worst_difference(got, want))
 
@@ -172,7 +172,7 @@ def members_restored_on_fewer(folder: Path) -> None:
                     np.testing.assert_array_equal(got, old)
             for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(joint.sharding(mesh)), strict=True):
                 assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
-            state, _ = joint.train_step(state, put_batch(batch_of(configs[0], step), mesh))
+            state = jax.tree.map(lambda x: x + 1, state)  # not what `init` gives
             want = on_host(state)
             for number, checkpoints in enumerate(each):
                 checkpoints.save(step, joint.member(state, number))

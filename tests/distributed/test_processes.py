@@ -73,10 +73,16 @@ def wait_for_step(process: subprocess.Popen, step: int) -> None:
     raise AssertionError(process.stderr.read()[-3000:])
 
 
+@pytest.fixture(scope="module")
+def whole(records, tmp_path_factory) -> Path:
+    """A run of sixty steps, in one go and one process."""
+    workdir = tmp_path_factory.mktemp("whole")
+    run_to_the_end(records, workdir, 60)
+    return workdir
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one_and_sigterm_to_one_stops_both_at_the_same_step(records, tmp_path):
-    for code, output in finish(start(records, tmp_path / "one", 3, 1)):
-        assert code == 0, output
+def test_two_processes_train_as_one_and_sigterm_to_one_stops_both_at_the_same_step(records, tmp_path, whole):
     both = start(records, tmp_path / "two", 100_000, 2)
     wait_for_step(both[0], 3)
     both[1].send_signal(signal.SIGTERM)
@@ -84,7 +90,7 @@ def test_two_processes_train_as_one_and_sigterm_to_one_stops_both_at_the_same_st
     assert [code for code, _ in ends] == [75, 75], ends
     stops = {line for _, output in ends for line in output.splitlines() if line.startswith("stopped ")}
     assert len(stops) == 1, ends
-    one, two = read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two")
+    one, two = read_metrics(whole), read_metrics(tmp_path / "two")
     np.testing.assert_allclose(two[0]["loss"], one[0]["loss"], rtol=1e-5)
     assert (tmp_path / "two" / "checkpoints" / stops.pop().removeprefix("stopped ")).is_dir()
 
@@ -146,14 +152,13 @@ def run_to_the_end(records: Path, workdir: Path, steps: int) -> None:
 
 
 @pytest.mark.slow
-def test_thirty_steps_a_kill_and_thirty_more_equal_sixty(records, tmp_path):
-    run_to_the_end(records, tmp_path / "whole", 60)
-    (process,) = start(records, tmp_path / "killed", 60, 1)
+def test_thirty_steps_a_kill_and_thirty_more_equal_sixty(records, tmp_path, whole):
+    (process,) = start(records, tmp_path, 60, 1)
     wait_for_step(process, 30)
     process.kill()
     finish([process])
-    run_to_the_end(records, tmp_path / "killed", 60)
-    assert_equal_runs(tmp_path / "killed", tmp_path / "whole", 60)
+    run_to_the_end(records, tmp_path, 60)
+    assert_equal_runs(tmp_path, whole, 60)
 
 
 @pytest.mark.soak

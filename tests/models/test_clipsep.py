@@ -31,22 +31,20 @@ PARTS = {
 
 
 def randomised(config: ModelConfig) -> CLIPSep:
-    """A model with every parameter and statistic drawn anew, large enough to matter."""
-    graphdef, state = nnx.split(build_model(config, nnx.Rngs(0)))
-    leaves, treedef = jax.tree.flatten(state)
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    drawn = [
-        0.3 * jax.random.normal(key, leaf.shape) + 0.5 * (leaf == 1) for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    model = nnx.merge(graphdef, jax.tree.unflatten(treedef, drawn))
+    """A model with every parameter and statistic drawn anew, large enough to matter; float64 where that is on."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))
+    rng = np.random.default_rng(3)
+    # Values that float32 holds, as nnx.Embed rounds to it.
+    drawn = jax.tree.map(lambda leaf: jnp.asarray(np.float32(0.3 * rng.normal(size=leaf.shape)), float), state)
+    model = nnx.merge(graphdef, drawn)
     for norm in [model.unet.input_norm, *model.unet.down_norm, *model.unet.up_norm]:
-        norm.var[...] = jnp.abs(norm.var[...]) + 0.5
+        norm.var[...] = jnp.abs(norm.var[...] + 0.5) + 0.5
     return model
 
 
 def twin(model: CLIPSep, config: ModelConfig) -> torch.nn.Module:
     """The plain arrangement with the model's weights."""
-    module = build_torch_module(config)
+    module = build_torch_module(config).double()
     tensors = export_tensors(model, official_rules(config))
     module.load_state_dict({name: torch.tensor(tensor) for name, tensor in tensors.items()}, strict=False)
     assert tensors.keys() <= module.state_dict().keys()
@@ -55,17 +53,24 @@ def twin(model: CLIPSep, config: ModelConfig) -> torch.nn.Module:
 
 def inputs(config: ModelConfig) -> tuple[np.ndarray, np.ndarray | None]:
     rng = np.random.default_rng(0)
-    log_magnitude = rng.normal(size=(2, 32, 48)).astype(np.float32)
+    log_magnitude = rng.normal(size=(2, 32, 48))
     if config.num_learned_queries:
         return log_magnitude, None
     if config.num_labels:
         return log_magnitude, rng.integers(config.num_labels, size=(2, 3)).astype(np.int32)
-    return log_magnitude, rng.normal(size=(2, 3, 9)).astype(np.float32)
+    return log_magnitude, rng.normal(size=(2, 3, 9))
+
+
+@pytest.fixture
+def in_float64():
+    """In float32, what a statistic of few values divides by makes the difference as large as chance will have it."""
+    with jax.enable_x64(True):
+        yield
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize("parts", PARTS)
-def test_forward_equals_the_plain_arrangement(parts, training):
+def test_forward_equals_the_plain_arrangement(parts, training, in_float64):
     """In training, so do the running means: early and middle fusion update them once a query."""
     config = replace(CONFIG, **PARTS[parts])
     model = randomised(config)
@@ -75,15 +80,14 @@ def test_forward_equals_the_plain_arrangement(parts, training):
     got = model(*(None if x is None else jnp.asarray(x) for x in arrays))
     with torch.no_grad():
         query, noise = module(*(None if x is None else torch.tensor(x) for x in arrays))
-    tolerance = 1e-5 * max(1, query.abs().max())
-    np.testing.assert_allclose(got.query, query, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(got.query, query, rtol=0, atol=1e-10)
     assert (got.noise is None) == (noise is None)
     if noise is not None:
-        np.testing.assert_allclose(got.noise, noise, rtol=0, atol=1e-5 * max(1, noise.abs().max()))
+        np.testing.assert_allclose(got.noise, noise, rtol=0, atol=1e-10)
     state = module.state_dict()
     for name, tensor in export_tensors(model, official_rules(config)).items():
         if name.endswith("running_mean"):
-            np.testing.assert_allclose(tensor, state[name], rtol=0, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(tensor, state[name], rtol=0, atol=1e-10, err_msg=name)
 
 
 def test_initial_values_have_the_official_scales():
