@@ -61,17 +61,37 @@ VARIED = {
 }
 
 
+EACH = {
+    "gamma": [Variation(GAMMA, (0.0, 0.25, 1.5))],
+    "regularizer": [Variation("objective.regularizer", ("sum", "ratio")), Variation(GAMMA, (0.0, 0.5))],
+    "criterion": [Variation("objective.criterion", ("bce", "l1"))],
+    "warmup": [Variation("objective.noise_warmup_steps", (0, 10))],
+    "optimizer": VARIED["optimizer"][:2],
+}
+
+
+def small_members(variations: list[Variation]) -> list[Config]:
+    config = small_config(Path())
+    return list(members_of(replace(config, model=replace(config.model, init_std=0.3)), variations).values())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variations", VARIED.values(), ids=VARIED.keys())
 def test_a_members_first_step_is_that_of_a_single_run(variations):
-    """Of two members that differ in all of these options; Adam's first moment is a tenth of the clipped gradient, so
-    equal optimizer states are equal gradients.
-    """
-    config = small_config(Path())
-    config = replace(config, model=replace(config.model, init_std=0.3))
-    first, *_, last = members_of(config, variations).values()
-    members = (first, last)
-    joint, batch = JointTrainer(*members), random_batch(config)
+    """Of two members that differ in all of these options."""
+    first, *_, last = small_members(variations)
+    check_first_steps(first, last)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("variations", EACH.values(), ids=EACH.keys())
+def test_so_it_is_for_each_option_by_itself(variations):
+    check_first_steps(*small_members(variations))
+
+
+def check_first_steps(*members: Config) -> None:
+    """Adam's first moment is a tenth of the clipped gradient, so equal optimizer states are equal gradients."""
+    joint, batch = JointTrainer(*members), random_batch(members[0])
     state, metrics = joint.train_step(joint.init(), batch)
     steps = set()
     for number, member in enumerate(members):
@@ -79,10 +99,10 @@ def test_a_members_first_step_is_that_of_a_single_run(variations):
         wanted = alone.train_step(alone.init(), batch)
         for got, want in zip(*map(jax.tree.leaves, (joint.member((state, metrics), number), wanted)), strict=True):
             assert jnp.linalg.norm(got - want) <= 1e-5 * jnp.linalg.norm(want)
+        losses = joint.member(joint.validation_step(state, batch), number), alone.validation_step(wanted[0], batch)
+        assert jnp.linalg.norm(losses[0] - losses[1]) <= 1e-5 * jnp.linalg.norm(losses[1])
         steps.add(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(wanted)))
-    assert len(steps) == 2  # they are not the same
-    losses = joint.member(joint.validation_step(state, batch), number), alone.validation_step(wanted[0], batch)
-    assert jnp.linalg.norm(losses[0] - losses[1]) <= 1e-5 * jnp.linalg.norm(losses[1])  # of the last member
+    assert len(steps) == len(members)  # no two are the same
 
 
 def gammas_of(config: Config, *gammas: float) -> list[Config]:

@@ -74,12 +74,6 @@ def is_system(kind: str, fusion: str, objective: str) -> bool:
     ("kind", "fusion", "objective"), [c for c in product(KINDS, FUSIONS, OBJECTIVES) if is_system(c[0], c[1], c[2][0])]
 )
 def test_all_of_them_go_together(clip_records, sentences, tmp_path, kind, fusion, objective):
-    check_combination(clip_records, sentences, tmp_path, kind, fusion, objective)
-
-
-def check_combination(
-    clip_records: Path, sentences: Path, tmp_path: Path, kind: str, fusion: str, objective: tuple[str, int]
-) -> None:
     config = Config()
     config = replace(
         config,

@@ -125,10 +125,19 @@ def restored_on_fewer(folder: Path) -> None:
 
 
 def members_spread(folder: Path) -> None:
-    """Six members on 4 x 2 devices, and one on each of 6: a step from one state is that of one alone on one device.
+    """The first member, and one on another device."""
+    compare_members((0, 4))
 
-    The first member, and one on another device. In float64, and with the state a few steps in, for the reason told at
-    `compare_steps`.
+
+def all_members_spread(folder: Path) -> None:
+    """All of them."""
+    compare_members(range(6))
+
+
+def compare_members(numbers: Sequence[int]) -> None:
+    """Six members on 4 x 2 devices, and one on each of 6: a step from one state is that of each alone on one device.
+
+    In float64, and with the state a few steps in, for the reason told at `compare_steps`.
     """
     for kind, num_devices in (("fsdp", 8), ("replicated", 6)):
         config = config_of(kind)
@@ -143,7 +152,7 @@ def members_spread(folder: Path) -> None:
             state, _ = joint.train_step(state, put_batch(batch_of(config, seed), mesh))
         before = on_host(state)
         after = on_host(joint.train_step(state, put_batch(batch, mesh)))
-        for number in (0, 4):
+        for number in numbers:
             start = jax.tree.map(lambda x, number=number: x[number], before)
             want = Trainer(configs[number]).train_step(start, batch)
             got = jax.tree.map(lambda x, number=number: x[number], after)
@@ -176,12 +185,15 @@ def members_restored_on_fewer(folder: Path) -> None:
             want = on_host(state)
             for number, checkpoints in enumerate(each):
                 checkpoints.save(step, joint.member(state, number))
+    _, metrics = joint.train_step(state, put_batch(batch_of(configs[0], 0), mesh))  # and they are trained further
+    assert np.isfinite(metrics["loss"]).all()
 
 
 CHECKS: dict[str, Callable[[Path], None]] = {
     "equal_step": equal_step,
     "equal_steps": equal_steps,
     "members_spread": members_spread,
+    "all_members_spread": all_members_spread,
     "members_restored_on_fewer": members_restored_on_fewer,
     "restored_on_fewer": restored_on_fewer,
 }

@@ -85,6 +85,11 @@ def test_members_of_a_sweep_are_spread_over_devices(tmp_path):
     run_with_eight_devices("members_spread", tmp_path, JAX_ENABLE_X64="1")
 
 
+@pytest.mark.soak
+def test_all_members_are(tmp_path):
+    run_with_eight_devices("all_members_spread", tmp_path, JAX_ENABLE_X64="1")
+
+
 @pytest.mark.slow
 def test_members_are_restored_on_fewer_devices_bit_for_bit(tmp_path):
     run_with_eight_devices("members_restored_on_fewer", tmp_path)
