@@ -11,9 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from clipsep_jax.command_options import add_mixture_options, positive
 from clipsep_jax.compile_cache import keep_compiled_programs
 from clipsep_jax.stopping import EXIT_INTERRUPTED
 from clipsep_jax.structures import InputError, InputWarning
+from clipsep_jax.training_commands import describe_sweep, describe_train, sweep_gamma_command, train_command
 
 EXIT_INPUT = 2
 
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options, rest = _parser().parse_known_args(arguments)
-    if rest and options.command not in (_train, _sweep_gamma):
+    if rest and options.command not in (train_command, sweep_gamma_command):
         _parser().error(f"unrecognized arguments: {' '.join(rest)}; see `clipsep {arguments[0]} --help`")
     try:
         _quiet_orbax()
@@ -108,133 +110,14 @@ def _describe_prepare(parser: argparse.ArgumentParser) -> None:
     describe(parser)
 
 
-def _describe_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, metavar="FILE.py[:DATASET]", help="one of configs/, or your own")
-    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="where the run is kept")
-    parser.add_argument(
-        "--allow-change",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="an option, such as train.steps, that may differ from that of the run to go on with; repeatable",
-    )
-    parser.add_argument(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="of process 0, where several run together and no SLURM, MPI or TPU tells",
-    )
-    parser.add_argument("--num-processes", type=_positive, metavar="N", help="with --coordinator: how many run")
-    parser.add_argument("--process-id", type=int, metavar="I", help="with --coordinator: which one this is, from 0")
-    parser.add_argument(
-        "--profile-server", type=_port, metavar="PORT", help="let TensorBoard take profiles of this process at PORT"
-    )
-    parser.add_argument(
-        "--profile-steps", type=_window, metavar="FIRST:LAST", help="record these steps into WORKDIR/tensorboard"
-    )
-    parser.epilog = "Any option of the config can be set: --config.train.steps=1000 --config.data.records=DIR"
-
-
-def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from clipsep_jax.config_file import read_config
-
-    config = read_config(options.config, overrides)
-    _get_ready(config, options)
-    from clipsep_jax.train import train
-
-    best = train(config, options.workdir, allow_changes=options.allow_change, trace=_trace(options))
-    print(f"The best model is in {best}; try `clipsep separate FILE --model {options.workdir} --query ... --out DIR`.")
-
-
-def _get_ready(config: Any, options: argparse.Namespace) -> None:
-    """Joins the other processes of a run, and makes the toy records that its config asks for."""
-    from clipsep_jax import distributed
-
-    distributed.start(_cluster(options))
-    if options.profile_server:
-        from clipsep_jax.profiling import start_server
-
-        start_server(options.profile_server)
-    if config.toy.num_clips:
-        from clipsep_jax.demo.toy import make_toy_records
-
-        toy, place = config.toy, Path(config.data.records)
-        distributed.first_process_alone(lambda: make_toy_records(place, toy.num_clips, toy.encoder_steps))
-
-
-def _trace(options: argparse.Namespace) -> Any:
-    from clipsep_jax.profiling import StepTrace
-
-    if options.profile_steps is None:
-        return None
-    first, last = options.profile_steps
-    return StepTrace(first, last, options.workdir / "tensorboard")
-
-
-def _describe_sweep(parser: argparse.ArgumentParser) -> None:
-    _describe_train(parser)
-    parser.add_argument(
-        "--gammas", metavar="G,G,...", help="values of objective.gamma (default: 0,0.1,0.25,0.5,0.75,1.0)"
-    )
-    parser.add_argument(
-        "--vary",
-        action="append",
-        default=[],
-        metavar="NAME=V,V,...",
-        help="an option of the objective or optimizer and its values, such as config.objective.regularizer=sum,ratio, "
-        "in place of gamma or, with --gammas, beside it; repeatable: all combinations are trained",
-    )
-    _describe_mixtures(parser, least=0)
-
-
-def _sweep_gamma(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from clipsep_jax.config_file import read_config
-    from clipsep_jax.sweep import GAMMAS, read_variation, sweep
-
-    config = read_config(options.config, overrides)
-    gammas = options.gammas if options.gammas or options.vary else GAMMAS
-    varied = [f"objective.gamma={gammas}"] * (gammas is not None) + options.vary
-    variations = [read_variation(text, config) for text in varied]
-    _get_ready(config, options)
-    page = sweep(
-        config,
-        options.workdir,
-        variations,
-        split=options.split,
-        num_mixtures=options.num_mixtures,
-        allow_changes=options.allow_change,
-        trace=_trace(options),
-    )
-    print(f"The report is in {page}; each member's folder beside it is a training workdir.")
-
-
-def _cluster(options: argparse.Namespace) -> Any:
-    from clipsep_jax.distributed import Cluster
-
-    values = (options.coordinator, options.num_processes, options.process_id)
-    if values == (None, None, None):
-        return None
-    if None in values or not 0 <= options.process_id < options.num_processes:
-        raise InputError("--coordinator, --num-processes and --process-id go together; processes count from 0.")
-    return Cluster(*values)
-
-
 def _describe_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="model directory or training workdir")
-
-
-def _describe_mixtures(parser: argparse.ArgumentParser, least: int) -> None:
-    number = _positive if least else _not_negative
-    none = "" if least else "; 0 for no scores"
-    parser.add_argument("--split", default="test", help="which split of the records to score on (default: test)")
-    parser.add_argument(
-        "--num-mixtures", type=number, default=256, metavar="N", help=f"how many mixtures (default: 256{none})"
-    )
 
 
 def _describe_evaluate(parser: argparse.ArgumentParser) -> None:
     _describe_model(parser)
     parser.add_argument("--records", type=Path, required=True, metavar="RECORDS", help="folder of records")
-    _describe_mixtures(parser, least=1)
+    add_mixture_options(parser, least=1)
     parser.add_argument("--seed", type=int, default=0, help="of the draw of mixtures (default: 0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write scores.json and mixtures.jsonl there")
 
@@ -353,7 +236,7 @@ def _describe_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--videos", type=Path, metavar="DIR", help="your own videos in place of the toy set")
     parser.add_argument("--labels", type=Path, metavar="CSV", help="their labels (video,label), for text queries")
     parser.add_argument("--clip", metavar="MODEL", help="with --videos: CLIP folder or hub id, in place of a miniature")
-    parser.add_argument("--steps", type=_positive, metavar="N", help="training steps of the separator")
+    parser.add_argument("--steps", type=positive, metavar="N", help="training steps of the separator")
 
 
 def _demo(options: argparse.Namespace, _: Sequence[str]) -> None:
@@ -363,46 +246,18 @@ def _demo(options: argparse.Namespace, _: Sequence[str]) -> None:
     print(f"The report is in {report}.")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
-
-
-def _port(text: str) -> int:
-    number = int(text)
-    if not 0 < number < 2**16:
-        raise argparse.ArgumentTypeError(f"{text} is no port")
-    return number
-
-
-def _window(text: str) -> tuple[int, int]:
-    first, _, last = text.partition(":")
-    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
-        raise argparse.ArgumentTypeError(f"{text} is not FIRST:LAST, two steps counted from 1")
-    return int(first), int(last)
-
-
-def _not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
-
-
 _COMMANDS: dict[str, tuple[Callable, Callable[[argparse.ArgumentParser], None], str]] = {
     "prepare": (lambda *_: None, _describe_prepare, "Turn videos or recordings into records for training."),
     "train": (
-        _train,
-        _describe_train,
+        train_command,
+        describe_train,
         "Train a model; run the same command again to go on.\n\n"
         "  clipsep train --config=configs/toy_smoke.py --workdir=runs/smoke\n"
         "  clipsep train --config=configs/clipsep_nit.py:vggsound --workdir=runs/nit --config.train.steps=100000",
     ),
     "sweep-gamma": (
-        _sweep_gamma,
-        _describe_sweep,
+        sweep_gamma_command,
+        describe_sweep,
         "Train a model for each gamma, all at once, and plot what gamma does.\n\n"
         "  clipsep sweep-gamma --config=configs/clipsep_nit.py:toy --workdir=runs/gamma\n"
         "  clipsep sweep-gamma --config=configs/clipsep_nit.py:vggsound --workdir=runs/rates "

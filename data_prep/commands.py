@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipsep_jax.command_options import positive
 from clipsep_jax.structures import InputError
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
         "--max-rejected", type=_share, default=0.25, metavar="X", help="share of clips to fail above (default: 0.25)"
     )
     parser.add_argument("--time-limit", type=_seconds, default=600.0, metavar="SECONDS", help="a file (default: 600)")
-    parser.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--workers", type=positive, metavar="N", help="processes (default: one a core)")
     parser.add_argument("--runner", choices=RUNNERS, help="run on a cluster with Apache Beam instead")
     parser.add_argument("--beam-option", action="append", default=[], metavar="OPTION", help="for Beam; repeatable")
 
@@ -160,13 +161,6 @@ def _add_picture_options(parser: argparse.ArgumentParser) -> None:
     _add_common_options(parser)
     parser.add_argument("--clip", metavar="MODEL", help="Hugging Face CLIP folder or hub id: stores its embeddings")
     parser.add_argument("--reject-still", action="store_true", help="reject videos in which nothing moves")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
 
 
 def _seconds(text: str) -> float:

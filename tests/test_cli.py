@@ -161,6 +161,8 @@ def test_models_without_weights_are_refused(tmp_path, wav, capsys):
         (["--steps=3"], "steps"),
         (["--config.objective.name=mse"], "must be one of"),
         (["--config.data.records=/no/such/records"], "/no/such/records"),
+        (["--coordinator=node1", "--num-processes=2", "--process-id=0"], "node1 is not HOST:PORT"),
+        (["--coordinator=node1:1234"], "go together"),
     ],
 )
 def test_bad_training_options_are_refused(tmp_path, capsys, extra, message):

@@ -1,0 +1,140 @@
+"""The commands that train, `clipsep train` and `clipsep sweep-gamma`: their options, and the start of a run."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clipsep_jax.command_options import add_mixture_options, positive
+from clipsep_jax.structures import InputError
+
+
+def describe_train(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `clipsep train`."""
+    parser.add_argument("--config", required=True, metavar="FILE.py[:DATASET]", help="one of configs/, or your own")
+    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="where the run is kept")
+    parser.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an option, such as train.steps, that may differ from that of the run to go on with; repeatable",
+    )
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="of process 0, where several run together and no SLURM, MPI or TPU tells",
+    )
+    parser.add_argument("--num-processes", type=positive, metavar="N", help="with --coordinator: how many run")
+    parser.add_argument("--process-id", type=int, metavar="I", help="with --coordinator: which one this is, from 0")
+    parser.add_argument(
+        "--profile-server", type=_port, metavar="PORT", help="let TensorBoard take profiles of this process at PORT"
+    )
+    parser.add_argument(
+        "--profile-steps", type=_window, metavar="FIRST:LAST", help="record these steps into WORKDIR/tensorboard"
+    )
+    parser.epilog = "Any option of the config can be set: --config.train.steps=1000 --config.data.records=DIR"
+
+
+def train_command(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Trains one model; `overrides` are the options of the config."""
+    from clipsep_jax.config_file import read_config
+
+    config = read_config(options.config, overrides)
+    _get_ready(config, options)
+    from clipsep_jax.train import train
+
+    best = train(config, options.workdir, allow_changes=options.allow_change, trace=_trace(options))
+    print(f"The best model is in {best}; try `clipsep separate FILE --model {options.workdir} --query ... --out DIR`.")
+
+
+def _get_ready(config: Any, options: argparse.Namespace) -> None:
+    """Joins the other processes of a run, and makes the toy records that its config asks for."""
+    from clipsep_jax import distributed
+
+    distributed.start(_cluster(options))
+    if options.profile_server:
+        from clipsep_jax.profiling import start_server
+
+        start_server(options.profile_server)
+    if config.toy.num_clips:
+        from clipsep_jax.demo.toy import make_toy_records
+
+        toy, place = config.toy, Path(config.data.records)
+        distributed.first_process_alone(lambda: make_toy_records(place, toy.num_clips, toy.encoder_steps))
+
+
+def _trace(options: argparse.Namespace) -> Any:
+    from clipsep_jax.profiling import StepTrace
+
+    if options.profile_steps is None:
+        return None
+    first, last = options.profile_steps
+    return StepTrace(first, last, options.workdir / "tensorboard")
+
+
+def describe_sweep(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `clipsep sweep-gamma`."""
+    describe_train(parser)
+    parser.add_argument(
+        "--gammas", metavar="G,G,...", help="values of objective.gamma (default: 0,0.1,0.25,0.5,0.75,1.0)"
+    )
+    parser.add_argument(
+        "--vary",
+        action="append",
+        default=[],
+        metavar="NAME=V,V,...",
+        help="an option of the objective or optimizer and its values, such as config.objective.regularizer=sum,ratio, "
+        "in place of gamma or, with --gammas, beside it; repeatable: all combinations are trained",
+    )
+    add_mixture_options(parser, least=0)
+
+
+def sweep_gamma_command(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Trains a model for each value; `overrides` are the options of the config that all share."""
+    from clipsep_jax.config_file import read_config
+    from clipsep_jax.sweep import GAMMAS, read_variation, sweep
+
+    config = read_config(options.config, overrides)
+    gammas = options.gammas if options.gammas or options.vary else GAMMAS
+    varied = [f"objective.gamma={gammas}"] * (gammas is not None) + options.vary
+    variations = [read_variation(text, config) for text in varied]
+    _get_ready(config, options)
+    page = sweep(
+        config,
+        options.workdir,
+        variations,
+        split=options.split,
+        num_mixtures=options.num_mixtures,
+        allow_changes=options.allow_change,
+        trace=_trace(options),
+    )
+    print(f"The report is in {page}; each member's folder beside it is a training workdir.")
+
+
+def _cluster(options: argparse.Namespace) -> Any:
+    from clipsep_jax.distributed import Cluster
+
+    values = (options.coordinator, options.num_processes, options.process_id)
+    if values == (None, None, None):
+        return None
+    if None in values or not 0 <= options.process_id < options.num_processes:
+        raise InputError("--coordinator, --num-processes and --process-id go together; processes count from 0.")
+    host, _, port = options.coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"--coordinator {options.coordinator} is not HOST:PORT, such as node1:1234.")
+    return Cluster(*values)
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 < number < 2**16:
+        raise argparse.ArgumentTypeError(f"{text} is no port")
+    return number
+
+
+def _window(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"{text} is not FIRST:LAST, two steps counted from 1")
+    return int(first), int(last)
