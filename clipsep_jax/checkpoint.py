@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from clipsep_jax.config import Config, differences
-from clipsep_jax.distributed import told_by_first
+from clipsep_jax.distributed import first_process_alone, told_by_first
 from clipsep_jax.files import atomic_write
 from clipsep_jax.structures import InputError, InputWarning
 
@@ -30,11 +30,24 @@ class Checkpoints:
     """The checkpoints of a run: the latest ones, and the one of the least validation loss.
 
     Saving is asynchronous; `close` (or leaving a `with` block) waits for it. Once a checkpoint is on disk, `seal`
-    writes the SHA-256 of each of its files beside them, which is checked before it is restored.
+    writes the SHA-256 of each of its files beside them, which is checked before anything reads them.
+
+    Attributes:
+        damaged_folder: where damaged checkpoints are moved to.
+        has_damaged: whether there are such, of now or of before.
     """
 
     def __init__(self, folder: Path, config: Config, member: int = 0):
-        """Open the folder; `member` numbers those of a run that save at the same time."""
+        """Open the folder, and move damaged checkpoints aside, each with a warning that names it.
+
+        Args:
+            member: numbers those of a run that save at the same time.
+        """
+        self.folder = folder.absolute()
+        self.damaged_folder = self.folder.parent / DAMAGED_FOLDER
+        # Before Orbax opens the folder, because it reads the losses of all checkpoints.
+        first_process_alone(self._move_damaged_aside)
+        self.has_damaged = bool(told_by_first(int(self.damaged_folder.is_dir())))
         policies = checkpoint_managers
         keep = [
             policies.LatestN(config.checkpoint.keep_latest),
@@ -53,7 +66,6 @@ class Checkpoints:
             # Hosts wait for each other by name.
             multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=f"member_{member}"),
         )
-        self.folder = folder.absolute()
         self._config = config.to_dict()
         handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
@@ -120,40 +132,17 @@ class Checkpoints:
                 with atomic_write(folder / CHECKSUMS_NAME) as file:
                     file.write(sums)
 
-    def latest_whole_step(self, up_to: int | None = None) -> int | None:
-        """The last step (not after `up_to`) whose files are as they were written; None where there is none.
-
-        Damaged checkpoints after it are moved aside, each with a warning that names it.
-
-        Raises:
-            InputError: there are checkpoints, but none is whole.
-        """
-        steps = sorted((step for step in self._manager.all_steps() if up_to is None or step <= up_to), reverse=True)
-        chosen = self._first_whole(steps) if jax.process_index() == 0 else None
-        told = told_by_first(-1 if chosen is None else chosen)
-        chosen = None if told < 0 else told
-        self._manager.reload()
-        if steps and not self._manager.all_steps():
-            raise InputError(
-                f"None of the checkpoints in {self.folder} is whole; they were moved to {DAMAGED_FOLDER} beside it. "
-                "Restore the folder from a backup, or run the command again to start anew."
-            )
-        return chosen
-
-    def _first_whole(self, steps: Iterable[int]) -> int | None:
-        for step in steps:
-            problem = self._problem(step)
-            if problem is None:
-                return step
-            place = self.folder.parent / DAMAGED_FOLDER / str(step)
-            warnings.warn(
-                f"Checkpoint {step} is damaged ({problem}); it was moved to {place}, and the one before it is used.",
-                InputWarning,
-                stacklevel=4,
-            )
+    def _move_damaged_aside(self) -> None:
+        steps = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdecimal())
+        problems = {step: problem for step in steps if (problem := self._problem(step))}
+        whole = [step for step in steps if step not in problems]
+        instead = f"the last whole one is of step {whole[-1]}" if whole else "no other one is whole"
+        for step, problem in problems.items():
+            place = _free_name(self.damaged_folder / str(step))
             place.parent.mkdir(exist_ok=True)
-            os.replace(self.folder / str(step), _free_name(place))
-        return None
+            os.replace(self.folder / str(step), place)
+            sentence = f"Checkpoint {step} is damaged ({problem}); it was moved to {place}, and {instead}."
+            warnings.warn(sentence, InputWarning, stacklevel=4)
 
     def _problem(self, step: int) -> str | None:
         """What is wrong with the files of a checkpoint, or None."""
@@ -176,7 +165,7 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The stored steps, whole or not."""
+        """The steps that are stored; when the folder was opened, all were whole."""
         return sorted(self._manager.all_steps())
 
     def forget_after(self, step: int) -> None:

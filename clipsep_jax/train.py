@@ -84,29 +84,31 @@ def train_together(
 
 
 def _latest_common_step(members: Sequence[Member]) -> int:
-    """The last step of which all members have a whole checkpoint, or 0.
+    """The last step of which all members have a whole checkpoint; 0 where no member has one, or some the first alone.
 
     Raises:
-        InputError: there are checkpoints of several steps, but no step is common, which no interruption leads to.
+        InputError: there are checkpoints, but no step is common, which no interruption leads to.
     """
     stored = {member.workdir.name: member.checkpoints.steps for member in members}
-    steps = [member.checkpoints.latest_whole_step() or 0 for member in members]
-    while len(set(steps)) > 1:
-        common = min(steps)
-        steps = [
-            step if step == common else member.checkpoints.latest_whole_step(common) or 0
-            for step, member in zip(steps, members, strict=True)
-        ]
-    saved = sorted({step for each in stored.values() for step in each})
-    if saved and not steps[0]:
-        told = ", ".join(f"{name} has {each}" for name, each in stored.items())
-        if len(saved) > 1:
-            raise InputError(
-                f"The members share no whole checkpoint to go on from ({told}); none was deleted. Restore what is "
-                "missing, or use another --workdir."
-            )
+    common = set.intersection(*map(set, stored.values()))
+    if common:
+        return max(common)
+    saved = {step for steps in stored.values() for step in steps}
+    told = ", ".join(f"{name} has {steps or 'none'}" for name, steps in stored.items())
+    damaged = [member.checkpoints.damaged_folder for member in members if member.checkpoints.has_damaged]
+    if damaged:
+        raise InputError(
+            f"There is no whole checkpoint to go on from ({told}); nothing was deleted. Restore what lies in "
+            f"{damaged[0]} from a backup, or use another --workdir."
+        )
+    if len(saved) > 1:
+        raise InputError(
+            f"The members share no checkpoint to go on from ({told}); nothing was deleted. Restore what is missing, "
+            "or use another --workdir."
+        )
+    if saved:
         members[0].tell(f"The first save was interrupted ({told}); all members begin anew.")
-    return steps[0]
+    return 0
 
 
 @dataclass

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clipsep_jax.checkpoint import CHECKSUMS_NAME, Checkpoints
-from clipsep_jax.structures import InputError, InputWarning
+from clipsep_jax.structures import InputWarning
 from clipsep_jax.train_step import Trainer
 from tests.small import small_config
 
@@ -49,7 +49,7 @@ def flip_a_bit(path: Path, rng: random.Random) -> None:
 
 def test_the_latest_checkpoint_is_restored_equal(folder, state):
     with Checkpoints(folder, CONFIG) as checkpoints:
-        assert checkpoints.latest_whole_step() == 2
+        assert checkpoints.steps == [1, 2]
         assert checkpoints.best_loss == 0.25
         restored = checkpoints.restore(2, state)
     for got, old in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
@@ -59,22 +59,23 @@ def test_the_latest_checkpoint_is_restored_equal(folder, state):
 def find_damage(folder: Path, state, path: Path) -> None:
     """The checkpoint of a damaged file is moved aside with a warning that names it, and the one before is used."""
     name = path.relative_to(folder / "2").as_posix()
-    with Checkpoints(folder, CONFIG) as checkpoints:
-        with pytest.warns(
-            InputWarning, match=r"Checkpoint 2 is damaged \((?s:.)*\); it was moved to .*/damaged/2"
-        ) as told:
-            assert checkpoints.latest_whole_step() == 1
+    sentence = r"Checkpoint 2 is damaged \((?s:.)*\); it was moved to .*/damaged/2, and the last whole one is of step 1"
+    with pytest.warns(InputWarning, match=sentence) as told:
+        checkpoints = Checkpoints(folder, CONFIG)
+    with checkpoints:
+        assert checkpoints.steps == [1]
         assert name in str(told[0].message) or name == CHECKSUMS_NAME
+        assert checkpoints.best_loss == 0.5
         restored = checkpoints.restore(1, state)
         checkpoints.save(2, restored)
         checkpoints.save(3, restored)
     assert (folder.parent / "damaged" / "2").is_dir()
     assert int(restored.step) == 1
     with Checkpoints(folder, CONFIG) as checkpoints:
-        assert checkpoints.latest_whole_step() == 3
+        assert checkpoints.steps[-1] == 3
 
 
-@pytest.mark.parametrize("kind", ["state/d/", "state/_METADATA", "config/metadata", CHECKSUMS_NAME])
+@pytest.mark.parametrize("kind", ["state/d/", "state/_METADATA", "config/metadata", "metrics/metrics", CHECKSUMS_NAME])
 def test_a_flipped_bit_is_found_before_it_is_used(folder, state, kind):
     path = next(path for path in files_of(folder, 2) if kind in path.as_posix())
     flip_a_bit(path, random.Random(0))
@@ -105,26 +106,35 @@ def test_files_that_came_or_went_are_found(folder, state, change):
     find_damage(folder, state, path)
 
 
+def test_damage_of_an_older_checkpoint_is_found_too(folder):
+    """Its loss decides which model is the best."""
+    path = folder / "1" / "metrics" / "metrics"
+    path.write_text(path.read_text().replace("0.5", "0.1"))
+    with pytest.warns(InputWarning, match=r"Checkpoint 1 is damaged .* the last whole one is of step 2"):
+        checkpoints = Checkpoints(folder, CONFIG)
+    with checkpoints:
+        assert checkpoints.steps == [2]
+        assert checkpoints.best_loss == 0.25
+
+
 def test_without_a_whole_checkpoint_nothing_is_used_and_nothing_lost(folder):
     for step in (1, 2):
         flip_a_bit(files_of(folder, step)[-1], random.Random(step))
+    with pytest.warns(InputWarning, match=r"Checkpoint [12] is damaged .* no other one is whole"):
+        Checkpoints(folder, CONFIG).close()
     with Checkpoints(folder, CONFIG) as checkpoints:
-        with (
-            pytest.warns(InputWarning, match="Checkpoint [12] is damaged"),
-            pytest.raises(InputError, match=r"None of the checkpoints in .* is whole; they were moved to damaged"),
-        ):
-            checkpoints.latest_whole_step()
-        assert checkpoints.latest_whole_step() is None
+        assert checkpoints.steps == []
+        assert checkpoints.has_damaged
     assert {path.name for path in (folder.parent / "damaged").iterdir()} == {"1", "2"}
 
 
 def test_a_checkpoint_whose_run_was_stopped_before_the_checksums_is_used_with_a_warning(folder):
     (folder / "2" / CHECKSUMS_NAME).unlink()
     with (
-        Checkpoints(folder, CONFIG) as checkpoints,
         pytest.warns(InputWarning, match=r"Checkpoint 2 has no sha256\.json"),
+        Checkpoints(folder, CONFIG) as checkpoints,
     ):
-        assert checkpoints.latest_whole_step() == 2
+        assert checkpoints.steps == [1, 2]
     assert (folder / "2" / CHECKSUMS_NAME).is_file()
 
 
