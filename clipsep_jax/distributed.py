@@ -5,6 +5,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TypeVar
 
 import jax
@@ -35,29 +37,49 @@ class Cluster:
 def start(cluster: Cluster | None = None, environment: Mapping[str, str] = os.environ) -> None:
     """Join the other processes of the run: those of `cluster`, or else those that the environment tells of.
 
-    SLURM, Open MPI and TPU slices are recognised; where there is one process, nothing is done. To be called before
+    SLURM, Open MPI and TPU hosts are recognised; where there is one process, nothing is done. To be called before
     anything asks for a device.
 
     Raises:
         InputError: the other processes did not come.
     """
-    if cluster is None and not is_one_of_many(environment):
-        return
     try:
-        if cluster is None:
-            jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(cluster.coordinator, cluster.num_processes, cluster.process_id)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"The processes of the run did not find each other ({error}); start all of them.") from error
+        if cluster is not None:
+            jax.distributed.initialize(
+                cluster.coordinator, cluster.num_processes, cluster.process_id, cluster_detection_method="deactivate"
+            )
+        elif is_one_of_many(environment):
+            jax.distributed.initialize(local_device_ids=_own_gpus(environment))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(
+            f"The processes of the run did not find each other ({error}); start all of them, or name them with "
+            "--coordinator, --num-processes and --process-id."
+        ) from error
 
 
-def is_one_of_many(environment: Mapping[str, str]) -> bool:
-    """Whether the environment is that of one process of several, as SLURM, Open MPI and TPU slices set it."""
+def is_one_of_many(environment: Mapping[str, str], devices: Path = Path("/dev")) -> bool:
+    """Whether this may be one process of several, as SLURM, Open MPI and TPU hosts tell.
+
+    A TPU host without the environment of GKE asks the metadata server of its virtual machine, which JAX does.
+    """
     counts = [environment.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
     in_step = "SLURM_PROCID" in environment or "OMPI_COMM_WORLD_SIZE" in environment
-    several_hosts = "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment
-    return several_hosts or (in_step and any(count.isdecimal() and int(count) > 1 for count in counts))
+    if in_step and any(count.isdecimal() and int(count) > 1 for count in counts):
+        return True
+    if "MEGASCALE_COORDINATOR_ADDRESS" in environment:
+        return True
+    hosts = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES"))
+    if hosts is not None:
+        return "," in hosts
+    asked_for = "tpu" in (environment.get("JAX_PLATFORMS") or "tpu") and "TPU_SKIP_MDS_QUERY" not in environment
+    has_chips = any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
+    return asked_for and has_chips and find_spec("libtpu") is not None
+
+
+def _own_gpus(environment: Mapping[str, str]) -> list[int] | None:
+    """The first GPU, where the launcher shows no other one; JAX takes that of the process's number on its host."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES", ""))
+    return [0] if visible and "," not in visible else None
 
 
 def told_by_first(value: int) -> int:
@@ -133,19 +155,20 @@ def state_sharding(state: PyTree, mesh: Mesh | AbstractMesh, kind: str) -> PyTre
     return jax.tree.map(of, state)
 
 
-def local_batch_size(batch_size: int, mesh: Mesh) -> int:
-    """This process's share of a global batch.
+def local_batch_size(batch_size: int, mesh: Mesh | AbstractMesh, spare: int = 0) -> int:
+    """This process's share of a global batch and of `spare` examples more.
 
     Raises:
-        InputError: the devices cannot share the batch evenly.
+        InputError: the devices cannot share them evenly.
     """
-    num_devices = mesh.shape["data"]
-    if batch_size % num_devices:
+    num_devices, total = mesh.shape["data"], batch_size + spare
+    if total % num_devices:
+        more = f" ({total} with config.data.drop_closest)" if spare else ""
         raise InputError(
-            f"config.data.batch_size is {batch_size}, which {num_devices} devices (in a sweep: groups of them) "
-            f"cannot share evenly; choose a multiple of {num_devices}."
+            f"config.data.batch_size is {batch_size}{more}, which {num_devices} devices (in a sweep: groups of them) "
+            f"cannot share evenly; choose {total // num_devices * num_devices + num_devices - spare}, for example."
         )
-    return batch_size // jax.process_count()
+    return total // jax.process_count()
 
 
 def put_batch(batch: T, mesh: Mesh) -> T:

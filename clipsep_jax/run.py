@@ -13,12 +13,18 @@ from clipsep_jax.encoders.loading import load_encoder, split_name
 from clipsep_jax.encoders.resnet import ResnetEncoder
 from clipsep_jax.input import Batches, build_batches
 from clipsep_jax.record_sets import LABEL_EMBEDDINGS_NAME, EncoderInfo, RecordSet
-from clipsep_jax.structures import InputError
+from clipsep_jax.structures import Batch, InputError
 from clipsep_jax.train_step import JointTrainer, Trainer, TrainState
 
 
 class Run:
-    """The parts of one training run, built once and checked before anything is written."""
+    """The parts of one training run, built once and checked before anything is written.
+
+    Attributes:
+        shown: the first validation batch, once it was read.
+    """
+
+    shown: Batch | None = None
 
     def __init__(self, *configs: Config):
         """Build the parts.
@@ -62,7 +68,7 @@ class Run:
             split,
             kind,
             training=training,
-            batch_size=local_batch_size(self.config.data.batch_size + spare, self.mesh),
+            batch_size=local_batch_size(self.config.data.batch_size, self.mesh, spare),
             process_index=jax.process_index(),
             num_processes=jax.process_count(),
         )
@@ -89,10 +95,12 @@ class Run:
         """Each member's mean loss over the first validation batches, for each kind of query."""
         losses: list[dict[str, float]] = [{} for _ in self.configs]
         for kind, batches in self.validation_batches.items():
-            parts = [
-                self.trainer.validation_step(state, put_batch(batches[i], self.mesh), self.encoder_state)
-                for i in range(self.config.train.validation_batches)
-            ]
+            parts = []
+            for number in range(self.config.train.validation_batches):
+                batch = batches[number]
+                parts.append(self.trainer.validation_step(state, put_batch(batch, self.mesh), self.encoder_state))
+                if number == 0 and kind == self.chosen_by:
+                    self.shown = batch
             means = np.mean([np.asarray(part) for part in parts], axis=(0, -1))
             for member, mean in zip(losses, np.atleast_1d(means), strict=True):
                 member[f"validation_loss_{kind}"] = float(mean)

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 
 from clipsep_jax.checkpoint import Checkpoints
 from clipsep_jax.config import Config
-from clipsep_jax.distributed import make_mesh, put_batch
+from clipsep_jax.distributed import make_mesh, put_batch, replicated
 from clipsep_jax.structures import Batch
 from clipsep_jax.train_step import JointTrainer, Trainer, TrainState
 from tests.small import QUERY_SIZE, small_config
@@ -59,7 +59,7 @@ class OneStep:
         self.places = jax.tree.map(lambda x: x.sharding, self.trainer.init())
         split = [not place.is_fully_replicated for place in jax.tree.leaves(self.places)]
         assert any(split) == (config.sharding == "fsdp" and num_devices > 1)
-        self.gradients = jax.jit(self._gradients)
+        self.gradients = jax.jit(self._gradients, out_shardings=replicated(self.mesh))
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple:
         state, batch = jax.device_put(state, self.places), put_batch(batch, self.mesh)

@@ -3,18 +3,24 @@
 python -m tests.distributed.one_of_two RECORDS WORKDIR STEPS MEMBERS [PORT PROCESS_ID]
 
 With several members they are trained together, each in a folder of WORKDIR; with none, the first process fails alone.
+With no steps, it writes what a step gives.
 """
 
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import numpy as np
+
 from clipsep_jax.config import Config
-from clipsep_jax.distributed import Cluster, first_process_alone, start
+from clipsep_jax.distributed import Cluster, first_process_alone, make_mesh, start
 from clipsep_jax.metrics_log import MetricsLog
 from clipsep_jax.stopping import Interrupted
 from clipsep_jax.structures import InputError
 from clipsep_jax.train import train, train_together
+from clipsep_jax.train_step import Trainer
+from tests.distributed.eight_devices import OneStep, batch_of, config_of, on_host
 from tests.small import small_config
 
 SAVE_EVERY = 2
@@ -23,6 +29,23 @@ SAVE_EVERY = 2
 def training_config(records: Path, steps: int) -> Config:
     config = small_config(records, steps=steps, validate_every=steps)
     return replace(config, data=replace(config.data, batch_size=4))
+
+
+def write_step(workdir: Path) -> None:
+    """Loss, gradients and new statistics of a step in the middle of a run; to be taken in float64."""
+    config = config_of("replicated")
+    alone = Trainer(config, mesh=make_mesh(jax.local_devices()))
+    state = alone.init()
+    for seed in range(2):
+        state, _ = alone.train_step(state, batch_of(config, seed))
+    share = config.data.batch_size // jax.process_count()
+    first = jax.process_index() * share
+    batch = jax.tree.map(lambda x: x[first : first + share], batch_of(config, 10))
+    loss, gradients, statistics = OneStep(config, jax.device_count())(on_host(state), batch)
+    if not first:
+        workdir.mkdir()
+        leaves = jax.tree.leaves((loss, gradients, statistics))
+        np.savez(workdir / "step.npz", *leaves)
 
 
 def refuse() -> None:
@@ -41,6 +64,9 @@ if __name__ == "__main__":
         print(f"step {step}", flush=True)
 
     MetricsLog.write = write_and_tell
+    if not steps:
+        write_step(workdir)
+        sys.exit()
     config = training_config(records, steps)
     if not num_members:
         try:

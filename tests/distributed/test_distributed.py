@@ -10,14 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clipsep_jax import distributed
 from clipsep_jax.distributed import (
     abstract_mesh,
     is_one_of_many,
+    local_batch_size,
     make_mesh,
     put_ahead,
     replicated,
     state_sharding,
 )
+from clipsep_jax.structures import InputError
 
 
 def test_batches_are_put_ahead_and_keep_their_order():
@@ -46,11 +49,61 @@ def test_batches_are_put_ahead_and_keep_their_order():
         ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"TPU_PROCESS_ADDRESSES": "a:1,b:1", "TPU_WORKER_HOSTNAMES": "localhost"}, True),
         ({"MEGASCALE_COORDINATOR_ADDRESS": "a:1"}, True),
     ],
 )
-def test_the_environment_tells_of_other_processes(environment, expected):
-    assert is_one_of_many(environment) is expected
+def test_the_environment_tells_of_other_processes(environment, expected, tmp_path):
+    assert is_one_of_many(environment, tmp_path) is expected
+
+
+@pytest.mark.parametrize("chip", ["accel0", "vfio/0"])
+def test_a_tpu_host_whose_environment_tells_nothing_may_have_others_beside_it(chip, tmp_path, monkeypatch):
+    libtpu = [None]
+    monkeypatch.setattr(distributed, "find_spec", lambda name: libtpu[0] if name == "libtpu" else 1 / 0)
+    (tmp_path / chip).parent.mkdir(exist_ok=True)
+    (tmp_path / chip).touch()
+    assert not is_one_of_many({}, tmp_path)  # chips of another maker, perhaps
+    libtpu[0] = "there"
+    assert is_one_of_many({}, tmp_path)
+    assert is_one_of_many({"JAX_PLATFORMS": ""}, tmp_path)
+    for alone in ({"TPU_WORKER_HOSTNAMES": "localhost"}, {"TPU_SKIP_MDS_QUERY": "1"}, {"JAX_PLATFORMS": "cpu"}):
+        assert not is_one_of_many(alone, tmp_path)
+    (tmp_path / chip).unlink()
+    assert not is_one_of_many({}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices"),
+    [({}, None), ({"CUDA_VISIBLE_DEVICES": "5"}, [0]), ({"CUDA_VISIBLE_DEVICES": "0,1"}, None)],
+)
+def test_a_process_that_sees_one_gpu_takes_it(environment, devices, monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: asked.append((args, options)))
+    distributed.start(None, environment)
+    assert asked == []
+    distributed.start(None, environment | {"SLURM_NTASKS": "8", "SLURM_PROCID": "3"})
+    assert asked == [((), {"local_device_ids": devices})]
+
+
+def test_processes_that_do_not_find_each_other_are_told(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("DEADLINE_EXCEEDED")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(
+        InputError, match=r"find each other \(DEADLINE_EXCEEDED\); start all of them, or name them with"
+    ):
+        distributed.start(distributed.Cluster("127.0.0.1:1", 2, 0))
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused():
+    mesh = abstract_mesh(8)
+    assert (local_batch_size(32, mesh), local_batch_size(36, mesh, 4)) == (32, 40)
+    with pytest.raises(InputError, match=r"batch_size is 30, which 8 devices .* choose 32, for example"):
+        local_batch_size(30, mesh)
+    with pytest.raises(InputError, match=r"is 32 \(36 with config\.data\.drop_closest\), which .* choose 36, for"):
+        local_batch_size(32, mesh, 4)
 
 
 def test_fsdp_splits_the_longest_axis_that_can_be_shared():
