@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int16
+from jaxtyping import Float32, Int16, UInt8
 
 from clipsep_jax.config import Config, DataConfig, SpectrogramConfig
 from clipsep_jax.queries import EmbeddingTable
@@ -82,8 +82,15 @@ class ClipReader:
         if self.frames:
             if not record.frames:
                 raise InputError(f"{record.id} has no stored pictures; train with --config.query.source=embeddings.")
-            return clip | {"frames": np.stack([decode_frame(record.frames[i]) for i in nearby])}
+            return clip | {"frames": np.stack([self._decode(record, int(number)) for number in nearby])}
         return clip if self.query is None else clip | {"query": self.query(record, nearby)}
+
+    def _decode(self, record: Record, number: int) -> UInt8[np.ndarray, "H W 3"]:
+        try:
+            return decode_frame(record.frames[number])
+        except CorruptRecordError as error:
+            message = f"{record.id}, picture {number + 1}: {error} Prepare the records again."
+            raise CorruptRecordError(message, error.reason) from error
 
     def _num_frames(self, record: Record) -> int:
         seconds = len(record.audio) * FRAMES_PER_SECOND // self.spectrogram.sample_rate_hz
@@ -138,8 +145,9 @@ def _check_query_size(config: Config, where: str, size: int) -> None:
         )
 
 
-class TolerantSplit:
-    """A split in which a damaged record is replaced by the next whole one, with a warning that names both.
+class TolerantReader:
+    """Reads clips by their number in a split; for a damaged record it reads the next whole one, with a warning that
+    names both.
 
     Which one depends on the split alone, so equal runs stay equal. Reading is safe from many threads.
 
@@ -147,32 +155,28 @@ class TolerantSplit:
         replaced: how many were replaced, by reason.
     """
 
-    def __init__(self, split: RecordSplit):
+    def __init__(self, split: RecordSplit, read: ClipReader):
         self.replaced: Counter[str] = Counter()
         self._split = split
+        self._read = read
         self._num_reads = 0
         self._replaced_at: deque[int] = deque(maxlen=MAX_REPLACED + 1)
         self._lock = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._split)
-
-    def __repr__(self) -> str:
-        return repr(self._split)
-
-    def __getitem__(self, index: int) -> Record:
-        """Read a record, or the one after it.
+    def __call__(self, number: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
+        """Read a clip, or the one after it, as `ClipReader` does.
 
         Raises:
             InputError: more than 0.1% of any 1,000 records were damaged.
         """
         with self._lock:
             self._num_reads += 1
-        for other in range(index, index + len(self)):
+        size = len(self._split)
+        for other in range(number, number + size):
             try:
-                return self._split[other % len(self)]
+                return self._read(self._split[other % size], rng)
             except CorruptRecordError as error:
-                self._count(error, (other + 1) % len(self))
+                self._count(error, (other + 1) % size)
         raise AssertionError("a split without a whole record has ended the run before")
 
     def _count(self, error: CorruptRecordError, instead: int) -> None:
@@ -195,7 +199,7 @@ class Batches:
     numbers: Any  # the same of the clips' numbers in the split, [B, N] a step and process
     num_processes: int
     split: RecordSplit
-    source: TolerantSplit
+    reader: TolerantReader
     read_threads: int
 
     def __getitem__(self, step: int) -> Batch:
@@ -250,21 +254,15 @@ def build_batches(
     if kind in ("image", "hybrid"):
         _check_pictures(source)
 
-    def ordered(clips: Any) -> Any:
-        return grain.MapDataset.source(clips).seed(config.train.seed).shuffle().repeat()
-
     def batched(clips: Any) -> Any:
         return clips.batch(num_sources).batch(batch_size)
 
-    read: Callable = reader
-    tolerant = TolerantSplit(source)
-    dataset = ordered(tolerant)
-    dataset = dataset.random_map(read) if training else dataset.map(lambda record: reader(record, None))
-    dataset = batched(dataset)[process_index::num_processes]
+    ordered = grain.MapDataset.source(range(len(source))).seed(config.train.seed).shuffle().repeat()
+    read = TolerantReader(source, reader)
+    dataset = batched(ordered.random_map(read) if training else ordered.map(read))[process_index::num_processes]
     if kind == "hybrid":
         dataset = dataset.map_with_index(lambda step, batch: batch | {"query": batch["query"][:, :, step % 2]})
-    numbers = batched(ordered(range(len(source))))
-    return Batches(dataset, numbers, num_processes, source, tolerant, config.data.read_threads)
+    return Batches(dataset, batched(ordered), num_processes, source, read, config.data.read_threads)
 
 
 def _check_labels(split: RecordSplit) -> None:

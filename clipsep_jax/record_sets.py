@@ -163,13 +163,14 @@ class RecordSplit:
         entry = self.entries[index]
         with (self._folder / entry.shard).open("rb", buffering=0) as file:
             data = os.pread(file.fileno(), entry.length + FRAMING_BYTES, entry.offset)
+        where = f"{self._folder / entry.shard}: record {entry.number}"
         try:
-            record = unframed(data, entry.length)
+            return decode_record(unframed(data, entry.length), with_frames=self._with_frames)
+        except CorruptRecordError as error:
+            raise CorruptRecordError(f"{where}: {error}", error.reason) from error
         except ValueError as error:
-            where = f"{self._folder / entry.shard}: record {entry.number} is damaged ({error})"
-            message = f"{where}; restore the file or prepare the records again."
+            message = f"{where} is damaged ({error}); restore the file or prepare the records again."
             raise CorruptRecordError(message, str(error)) from None
-        return decode_record(record, with_frames=self._with_frames)
 
 
 @dataclass(frozen=True)

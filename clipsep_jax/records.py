@@ -33,7 +33,7 @@ class CorruptRecordError(InputError):
         reason: in a few words, such as "its checksum is wrong".
     """
 
-    def __init__(self, message: str, reason: str = "it is no record"):
+    def __init__(self, message: str, reason: str):
         super().__init__(message)
         self.reason = reason
 
@@ -119,7 +119,8 @@ def decode_record(data: bytes, *, with_frames: bool = True) -> Record:
             still_picture=bool(feature["still_picture"].int64_list.value[0]),
         )
     except (DecodeError, IndexError, ValueError) as error:
-        raise CorruptRecordError(f"The bytes are no readable record ({error}); prepare the records again.") from error
+        message = f"The bytes are no readable record ({error}); prepare the records again."
+        raise CorruptRecordError(message, "it is no readable record") from error
 
 
 _FEATURES = {"id", "label", "audio", "encoding", "sample_rate_hz", "still_picture", "frames"}
@@ -177,7 +178,9 @@ def decode_frame(jpeg: bytes) -> UInt8[np.ndarray, "H W 3"]:
     try:
         with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
             if max(picture.size) > _MAX_FRAME_SIDE:
-                raise CorruptRecordError(f"A stored picture has sides {picture.size}, above {_MAX_FRAME_SIDE} pixels.")
+                message = f"A stored picture has sides {picture.size}, above {_MAX_FRAME_SIDE} pixels."
+                raise CorruptRecordError(message, "a picture is too large")
             return np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise CorruptRecordError(f"A stored picture is no readable JPEG: {error}.") from error
+        message = f"A stored picture is no readable JPEG: {error}."
+        raise CorruptRecordError(message, "a picture is no readable JPEG") from error

@@ -29,10 +29,9 @@ class Samples:
 
     def show(self, boards: Sequence[Board | None], step: int, state: TrainState) -> None:
         """Show the masks and sounds that each member gives; all processes take part, one has the boards."""
-        config, batches = self._run.config, self._run.validation_batches.get(self._run.chosen_by)
-        if batches is None or not config.train.board_mixtures:
+        if self._run.shown is None or not self._run.config.train.board_mixtures:
             return
-        batch = put_batch(batches[0], self._run.mesh)
+        batch = put_batch(self._run.shown, self._run.mesh)
         for number, board in enumerate(boards):
             variables = self._run.trainer.member((state.params, state.batch_stats), number)
             pictures, sounds = jax.tree.map(np.asarray, self._separate(variables, batch, self._run.encoder_state))

@@ -6,10 +6,11 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from clipsep_jax import input
+from clipsep_jax import input, record_sets
 from clipsep_jax.config import Config
 from clipsep_jax.input import (
-    TolerantSplit,
+    ClipReader,
+    TolerantReader,
     build_batches,
     build_reader,
     centre_range,
@@ -18,7 +19,7 @@ from clipsep_jax.input import (
     pictures_around,
 )
 from clipsep_jax.queries import EmbeddingTable
-from clipsep_jax.record_sets import LABEL_EMBEDDINGS_NAME, RecordSet
+from clipsep_jax.record_sets import LABEL_EMBEDDINGS_NAME, RecordSet, RecordSplit, write_shard
 from clipsep_jax.structures import Batch, InputError, InputWarning
 from tests.small import QUERY_SIZE, make_record, make_records, small_config
 
@@ -233,7 +234,7 @@ def test_a_damaged_record_is_replaced_by_the_next_whole_one(tmp_path):
         batch = batches[steps[0]]
     for id, sound in zip(batches.ids(steps[0]), batch.sources.reshape(4, -1), strict=True):
         np.testing.assert_array_equal(sound, wanted[ids[4] if id == ids[3] else id])
-    assert dict(batches.source.replaced) == {"its checksum is wrong": 1}
+    assert dict(batches.reader.replaced) == {"its checksum is wrong": 1}
 
 
 def test_more_than_one_damaged_record_in_a_thousand_ends_the_run(tmp_path):
@@ -252,10 +253,32 @@ def test_more_than_one_damaged_record_in_a_thousand_ends_the_run(tmp_path):
 def test_two_damaged_records_far_apart_are_both_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(input, "REPLACED_WINDOW", 5)
     records = RecordSet(make_records(tmp_path))
+    split, reader = records.split("train"), build_reader(small_config(tmp_path), records, "image")
+    whole = [reader(split[number], None)["sources"] for number in range(7)]
     damage(records, "train", {1})
-    source = TolerantSplit(records.split("train"))
+    read = TolerantReader(split, reader)
     with pytest.warns(InputWarning, match="record 1 is damaged"):
-        found = [source[index].id for index in (1, 0, 2, 3, 4, 5, 6, 1)]
-    assert found == [records.split("train").entries[number].id for number in (2, 0, 2, 3, 4, 5, 6, 2)]
+        found = [read(number)["sources"] for number in (1, 0, 2, 3, 4, 5, 6, 1)]
+    np.testing.assert_array_equal(found, [whole[number] for number in (2, 0, 2, 3, 4, 5, 6, 2)])
     with pytest.raises(InputError, match="More than 1 of 5"):
-        _ = source[1]
+        read(1)
+
+
+@pytest.mark.parametrize("part", ["record", "picture"])
+def test_what_was_written_wrong_is_replaced_too(tmp_path, monkeypatch, part):
+    """Its checksum is right, but it does not decode."""
+    broken = replace(make_record(0), frames=(b"no JPEG",) * 2)
+    if part == "record":
+        encode = record_sets.encode_record
+        monkeypatch.setattr(record_sets, "encode_record", lambda r, *a: b"\xff" if r is broken else encode(r, *a))
+    shard = write_shard(tmp_path / "a.tfrecord", [broken, make_record(1)])
+    config = small_config(tmp_path)
+    reader = ClipReader(config.data, config.spectrogram, None, frames=True)
+    split = RecordSplit(tmp_path, "train", [shard])
+    read = TolerantReader(split, reader)
+    named = r"a\.tfrecord: record 0: The bytes" if part == "record" else r"clip0\.mp4, picture 1: A stored picture"
+    with pytest.warns(InputWarning, match=rf"{named} .* [Pp]repare the records again\. Meanwhile clip1\.mp4 takes"):
+        found = read(0)
+    np.testing.assert_array_equal(found["frames"], reader(split[1], None)["frames"])
+    reason = "it is no readable record" if part == "record" else "a picture is no readable JPEG"
+    assert dict(read.replaced) == {reason: 1}

@@ -11,6 +11,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from clipsep_jax.goodput import KINDS
+from clipsep_jax.input import Batches
 from clipsep_jax.tfrecord import FRAMING_BYTES, unframed
 from clipsep_jax.train import train
 from tests.small import make_records, small_config
@@ -34,7 +35,12 @@ def shown(tmp_path_factory):
     """Of a run of 4 steps that is validated at 2 and 4 and shows one mixture."""
     folder = tmp_path_factory.mktemp("run")
     config = small_config(make_records(folder / "records"), board_mixtures=1)
-    train(config, folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        reads, read = [], Batches.__getitem__
+        patch.setattr(Batches, "__getitem__", lambda batches, step: reads.append(step) or read(batches, step))
+        train(config, folder / "run")
+    # By image and by text; what is shown is not read again, so that a damaged record is met once a validation.
+    assert len(reads) == 2 * 2 * config.train.validation_batches
     return config, values_of(folder / "run")
 
 
