@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from clipsep_jax.config import Config, differences
-from clipsep_jax.distributed import first_process_alone, told_by_first
+from clipsep_jax.distributed import first_process_alone
 from clipsep_jax.files import atomic_write
 from clipsep_jax.structures import InputError, InputWarning
 
@@ -33,8 +33,7 @@ class Checkpoints:
     writes the SHA-256 of each of its files beside them, which is checked before anything reads them.
 
     Attributes:
-        damaged_folder: where damaged checkpoints are moved to.
-        has_damaged: whether there are such, of now or of before.
+        damaged_folder: where damaged checkpoints are moved to; there only once some were.
     """
 
     def __init__(self, folder: Path, config: Config, member: int = 0):
@@ -47,7 +46,6 @@ class Checkpoints:
         self.damaged_folder = self.folder.parent / DAMAGED_FOLDER
         # Before Orbax opens the folder, because it reads the losses of all checkpoints.
         first_process_alone(self._move_damaged_aside)
-        self.has_damaged = bool(told_by_first(int(self.damaged_folder.is_dir())))
         policies = checkpoint_managers
         keep = [
             policies.LatestN(config.checkpoint.keep_latest),
@@ -134,7 +132,7 @@ class Checkpoints:
 
     def _move_damaged_aside(self) -> None:
         steps = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdecimal())
-        problems = {step: problem for step in steps if (problem := self._problem(step))}
+        problems = {step: problem for step in steps if (problem := self._problem(step, step == steps[-1]))}
         whole = [step for step in steps if step not in problems]
         instead = f"the last whole one is of step {whole[-1]}" if whole else "no other one is whole"
         for step, problem in problems.items():
@@ -144,10 +142,12 @@ class Checkpoints:
             sentence = f"Checkpoint {step} is damaged ({problem}); it was moved to {place}, and {instead}."
             warnings.warn(sentence, InputWarning, stacklevel=4)
 
-    def _problem(self, step: int) -> str | None:
+    def _problem(self, step: int, latest: bool) -> str | None:
         """What is wrong with the files of a checkpoint, or None."""
         folder = self.folder / str(step)
         if not (folder / CHECKSUMS_NAME).is_file():
+            if not latest:  # its checksums were written before the next save began
+                return f"{CHECKSUMS_NAME} is missing"
             warnings.warn(
                 f"Checkpoint {step} has no {CHECKSUMS_NAME}: the run was stopped just before it was written. "
                 "It is used unchecked.",
@@ -165,7 +165,7 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that are stored; when the folder was opened, all were whole."""
+        """The steps that are stored; what was damaged when the folder was opened is not among them."""
         return sorted(self._manager.all_steps())
 
     def forget_after(self, step: int) -> None:

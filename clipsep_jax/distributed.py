@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from clipsep_jax.structures import InputError
 
 T = TypeVar("T")
+Number = TypeVar("Number", int, float)
 
 NUM_AHEAD = 2
 
@@ -82,11 +83,11 @@ def _own_gpus(environment: Mapping[str, str]) -> list[int] | None:
     return [0] if visible and "," not in visible else None
 
 
-def told_by_first(value: int) -> int:
+def told_by_first(value: Number) -> Number:
     """The first process's value, in all of them."""
     if jax.process_count() == 1:
         return value
-    return int(multihost_utils.broadcast_one_to_all(np.array(value)))
+    return type(value)(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
 def first_process_alone(work: Callable[[], object]) -> None:
@@ -159,16 +160,16 @@ def local_batch_size(batch_size: int, mesh: Mesh | AbstractMesh, spare: int = 0)
     """This process's share of a global batch and of `spare` examples more.
 
     Raises:
-        InputError: the devices cannot share them evenly.
+        InputError: the devices cannot share either evenly.
     """
-    num_devices, total = mesh.shape["data"], batch_size + spare
-    if total % num_devices:
-        more = f" ({total} with config.data.drop_closest)" if spare else ""
-        raise InputError(
-            f"config.data.batch_size is {batch_size}{more}, which {num_devices} devices (in a sweep: groups of them) "
-            f"cannot share evenly; choose {total // num_devices * num_devices + num_devices - spare}, for example."
-        )
-    return total // jax.process_count()
+    num_devices = mesh.shape["data"]
+    for name, size in (("batch_size", batch_size), ("drop_closest", spare)):
+        if size % num_devices:
+            raise InputError(
+                f"config.data.{name} is {size}, which {num_devices} devices (in a sweep: groups of them) cannot share "
+                f"evenly; choose a multiple of {num_devices}."
+            )
+    return (batch_size + spare) // jax.process_count()
 
 
 def put_batch(batch: T, mesh: Mesh) -> T:

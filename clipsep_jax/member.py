@@ -18,7 +18,7 @@ from clipsep_jax.checkpoint import Checkpoints
 from clipsep_jax.distributed import told_by_first
 from clipsep_jax.files import atomic_write
 from clipsep_jax.metrics_log import MetricsLog
-from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE, start_model_dir, write_weights
+from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE, read_progress, start_model_dir, write_weights
 from clipsep_jax.run import Run
 from clipsep_jax.structures import InputError, InputWarning
 from clipsep_jax.train_step import TrainState
@@ -71,13 +71,23 @@ class Member:
             labels = self.run.records.labels if self.config.query.kind == "label" else ()
             table = Path(self.config.query.table) if self.config.query.table else None
             start_model_dir(self.workdir / BEST_FOLDER, self.config, self.run.encoder, labels, table)
-        self.best_loss = self.checkpoints.best_loss
+        self.best_loss = told_by_first(min(self.checkpoints.best_loss, self._loss_of_best()))
         self.skipped = SkippedSteps(self, float(self.own(state.skipped)))
         self.log = self._open.enter_context(MetricsLog(self.workdir, start, writing=first))
         if others:
             self.given_up = bool(told_by_first(int(self._was_given_up(start))))
         # What decides whether all processes gather a model is asked of one of them: views of a shared disk may differ.
         self.has_best = bool(told_by_first(int((self.workdir / BEST_FOLDER / WEIGHTS_FILE).is_file())))
+
+    def _loss_of_best(self) -> float:
+        """The loss of the best model, which may be better than those of the checkpoints that are left."""
+        path = self.workdir / BEST_FOLDER / WEIGHTS_FILE
+        try:
+            loss = read_progress(path).get("validation_loss") if path.is_file() else None
+        except InputError as error:
+            self.tell(f"{error} The next best model takes its place.")
+            return math.inf
+        return math.inf if loss is None else float(loss)
 
     def read(
         self,

@@ -124,7 +124,7 @@ def _read_config(folder: Path) -> ModelDir:
         if version == FORMAT:
             encoder = EncoderInfo(**values["query_encoder"]) if values["query_encoder"] else None
             config = Config.from_config_dict(dict(values["config"]))
-            return ModelDir(folder, config, encoder, tuple(values["labels"]), _progress(folder / WEIGHTS_FILE))
+            return ModelDir(folder, config, encoder, tuple(values["labels"]), read_progress(folder / WEIGHTS_FILE))
     except InputError:
         raise
     except (ValueError, KeyError, TypeError) as error:
@@ -132,7 +132,12 @@ def _read_config(folder: Path) -> ModelDir:
     raise InputError(f"{path} has format {version}, but this version reads {FORMAT}; update clipsep-jax.")
 
 
-def _progress(path: Path) -> Mapping[str, Any]:
+def read_progress(path: Path) -> Mapping[str, Any]:
+    """The "step" and "validation_loss" of a file of weights, where known.
+
+    Raises:
+        InputError: it is damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -22,7 +22,7 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from clipsep_jax.config import Config
-from clipsep_jax.distributed import put_ahead
+from clipsep_jax.distributed import first_process_alone, put_ahead, told_by_first
 from clipsep_jax.goodput import Goodput
 from clipsep_jax.member import Member
 from clipsep_jax.model_dir import BEST_FOLDER
@@ -69,7 +69,7 @@ def train_together(
     with ExitStack() as stack:
         members = [stack.enter_context(Member(run, number, workdir)) for number, workdir in enumerate(workdirs)]
         stop = stack.enter_context(stop_on_signal())
-        state, start = run.trainer.init(), _latest_common_step(members)
+        state, start = run.trainer.init(), _step_to_go_on_from(members)
         if start:
             state = run.trainer.stack(*[member.restore(start, state, allow_changes) for member in members])
         for member in members:
@@ -81,6 +81,13 @@ def train_together(
                 "mixture: the latest model is kept as the best."
             )
         _loop(run, state, start, members, stop, stack.enter_context(trace or StepTrace()))
+
+
+def _step_to_go_on_from(members: Sequence[Member]) -> int:
+    """What `_latest_common_step` finds in the first process; views of a shared disk may differ."""
+    found = []
+    first_process_alone(lambda: found.append(_latest_common_step(members)))
+    return told_by_first(found[0] if found else 0)
 
 
 def _latest_common_step(members: Sequence[Member]) -> int:
@@ -95,11 +102,12 @@ def _latest_common_step(members: Sequence[Member]) -> int:
         return max(common)
     saved = {step for steps in stored.values() for step in steps}
     told = ", ".join(f"{name} has {steps or 'none'}" for name, steps in stored.items())
-    damaged = [member.checkpoints.damaged_folder for member in members if member.checkpoints.has_damaged]
+    folders = [member.checkpoints.damaged_folder for member in members]
+    damaged = ", ".join(str(folder) for folder in folders if folder.is_dir())
     if damaged:
         raise InputError(
-            f"There is no whole checkpoint to go on from ({told}); nothing was deleted. Restore what lies in "
-            f"{damaged[0]} from a backup, or use another --workdir."
+            f"There is no whole checkpoint to go on from ({told}); nothing was deleted. Restore what is missing from a "
+            f"backup (damaged ones lie in {damaged}), or use another --workdir."
         )
     if len(saved) > 1:
         raise InputError(

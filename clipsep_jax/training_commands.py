@@ -25,7 +25,9 @@ def describe_train(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="of process 0, where several run together and no SLURM, MPI or TPU tells",
     )
-    parser.add_argument("--num-processes", type=positive, metavar="N", help="with --coordinator: how many run")
+    parser.add_argument(
+        "--num-processes", type=positive, metavar="N", help="with --coordinator: how many run, one a host"
+    )
     parser.add_argument("--process-id", type=int, metavar="I", help="with --coordinator: which one this is, from 0")
     parser.add_argument(
         "--profile-server", type=_port, metavar="PORT", help="let TensorBoard take profiles of this process at PORT"

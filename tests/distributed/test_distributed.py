@@ -99,10 +99,10 @@ def test_processes_that_do_not_find_each_other_are_told(monkeypatch):
 
 def test_a_batch_that_the_devices_cannot_share_is_refused():
     mesh = abstract_mesh(8)
-    assert (local_batch_size(32, mesh), local_batch_size(36, mesh, 4)) == (32, 40)
-    with pytest.raises(InputError, match=r"batch_size is 30, which 8 devices .* choose 32, for example"):
-        local_batch_size(30, mesh)
-    with pytest.raises(InputError, match=r"is 32 \(36 with config\.data\.drop_closest\), which .* choose 36, for"):
+    assert (local_batch_size(32, mesh), local_batch_size(32, mesh, 8)) == (32, 40)
+    with pytest.raises(InputError, match=r"batch_size is 30, which 8 devices .* choose a multiple of 8"):
+        local_batch_size(30, mesh, 8)
+    with pytest.raises(InputError, match=r"drop_closest is 4, which 8 devices .* choose a multiple of 8"):
         local_batch_size(32, mesh, 4)
 
 
