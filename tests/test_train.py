@@ -17,7 +17,7 @@ from clipsep_jax.checkpoint import Checkpoints
 from clipsep_jax.config import Config, OptimizerConfig
 from clipsep_jax.input import Batches
 from clipsep_jax.metrics_log import MetricsLog, read_metrics
-from clipsep_jax.model_dir import open_model_dir
+from clipsep_jax.model_dir import open_model_dir, write_weights
 from clipsep_jax.objectives import build_objective
 from clipsep_jax.run import Run
 from clipsep_jax.structures import Batch, InputError, InputWarning
@@ -373,3 +373,12 @@ def test_an_encoder_that_is_gone_is_refused(records, tmp_path):
     with pytest.raises(InputError, match="is not there any more"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_best_model_whose_checkpoint_is_lost_is_kept(records, tmp_path):
+    config = small_config(records)
+    best = train(config, tmp_path) / "model.safetensors"
+    write_weights(best.parent, open_model_dir(tmp_path).load_model(), 3, -1.0)  # better than any to come
+    before = best.read_bytes()
+    train(replace(config, train=replace(config.train, steps=6)), tmp_path, allow_changes=["train.steps"])
+    assert best.read_bytes() == before
