@@ -71,7 +71,7 @@ class Member:
             labels = self.run.records.labels if self.config.query.kind == "label" else ()
             table = Path(self.config.query.table) if self.config.query.table else None
             start_model_dir(self.workdir / BEST_FOLDER, self.config, self.run.encoder, labels, table)
-        self.best_loss = told_by_first(min(self.checkpoints.best_loss, self._loss_of_best()))
+        self.best_loss = told_by_first(min(self.checkpoints.best_loss, self._loss_of_best()) if start else math.inf)
         self.skipped = SkippedSteps(self, float(self.own(state.skipped)))
         self.log = self._open.enter_context(MetricsLog(self.workdir, start, writing=first))
         if others:

@@ -262,6 +262,7 @@ def test_members_without_a_common_step_are_refused_and_nothing_is_lost(records, 
         (folder / "checkpoints" / str(step) / "sha256.json").write_text("{}")
     with pytest.warns(InputWarning, match="is damaged"), pytest.raises(InputError, match="no whole checkpoint"):
         train_together(configs, folders)
+    assert (folders[1] / "checkpoints" / "4").is_dir()
     shutil.rmtree(folders[1] / "checkpoints" / "4")
     for _ in range(2):  # one is left, of one member, which is not the first save of a run that was interrupted
         with pytest.raises(
@@ -269,6 +270,8 @@ def test_members_without_a_common_step_are_refused_and_nothing_is_lost(records, 
         ):
             train_together(configs, folders)
     assert (folders[0] / "checkpoints" / "2").is_dir()
+    with pytest.raises(InputError, match=r"no whole checkpoint to go on from \(b has none\)"):
+        train(configs[1], folders[1])  # so it is for a run of one model
     with pytest.raises(InputError, match="members need 2"):
         train_together([replace(c, checkpoint=replace(c.checkpoint, keep_latest=1)) for c in configs], folders)
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
@@ -382,3 +383,6 @@ def test_a_best_model_whose_checkpoint_is_lost_is_kept(records, tmp_path):
     before = best.read_bytes()
     train(replace(config, train=replace(config.train, steps=6)), tmp_path, allow_changes=["train.steps"])
     assert best.read_bytes() == before
+    shutil.rmtree(tmp_path / "checkpoints")
+    train(config, tmp_path)  # anew, perhaps by another config
+    assert best.read_bytes() != before
