@@ -26,9 +26,9 @@ from benchmarks.random_model import write_random_model
 from benchmarks.random_records import encoder_info, write_random_records
 from benchmarks.train_step import nit_config, seconds_of
 from clipsep_jax.config import Config
-from clipsep_jax.evaluate import Evaluation
+from clipsep_jax.evaluation.scores import Evaluation
 from clipsep_jax.metrics import sdr
-from clipsep_jax.separate import Separator
+from clipsep_jax.separation.separator import Separator
 
 TURNS = 5
 

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.machine import machine
 from benchmarks.random_model import random_queries, random_sound, write_random_model
 from benchmarks.train_step import OurStep, nit_config, seconds_of
-from clipsep_jax.separate import Separator
+from clipsep_jax.separation.separator import Separator
 
 TURNS = 3
 BATCHES = (1, 2, 4, 8, 16, 32)

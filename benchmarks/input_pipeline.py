@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.machine import machine, one_core
 from benchmarks.random_records import write_random_records
 from benchmarks.train_step import nit_config, seconds_of
-from clipsep_jax.input import build_batches
+from clipsep_jax.data.batches import build_batches
 
 TURNS = 5
 CHUNK_BYTES = 1 << 20

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from benchmarks.machine import machine
 from benchmarks.train_step import random_batch, seconds_of
 from clipsep_jax.config import Config
-from clipsep_jax.sweep import GAMMAS, members_of, read_variation
-from clipsep_jax.train_step import JointTrainer, Trainer
-from configs import clipsep_nit
+from clipsep_jax.configs import clipsep_nit
+from clipsep_jax.training.step import JointTrainer, Trainer
+from clipsep_jax.training.sweep import GAMMAS, members_of, read_variation
 
 
 class AtOnce(JointTrainer):

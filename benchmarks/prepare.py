@@ -20,13 +20,17 @@ import numpy as np
 
 from benchmarks.machine import machine, one_core
 from benchmarks.train_step import seconds_of
-from data_prep import media
-from data_prep.videos import find_videos, read_video
-from data_prep.writer import PoolRunner, write_records
+from clipsep_jax.data_prep.decode import media
+from clipsep_jax.data_prep.sources.videos import find_videos, read_video
+from clipsep_jax.data_prep.writer import PoolRunner, write_records
 
 SIDE = 256
 RATE_HZ = 44_100
-STAGES = {"decoding": "_frames", "resampling": "_gather", "pictures": "_encode_jpeg"}  # functions of data_prep.media
+STAGES = {
+    "decoding": "_frames",
+    "resampling": "_gather",
+    "pictures": "_encode_jpeg",
+}  # functions of media.py
 
 
 def moving_pictures(number: int, count: int) -> Iterator[np.ndarray]:

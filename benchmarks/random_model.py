@@ -7,9 +7,9 @@ from flax import nnx
 from jaxtyping import Float32
 
 from clipsep_jax.config import Config
+from clipsep_jax.data.record_set import EncoderInfo
 from clipsep_jax.model_dir import start_model_dir, write_weights
 from clipsep_jax.models.clipsep import build_model
-from clipsep_jax.record_sets import EncoderInfo
 
 
 def write_random_model(folder: Path, config: Config, encoder: EncoderInfo | None = None) -> Path:

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from clipsep_jax.config import SAMPLE_RATE_HZ, Config
-from clipsep_jax.record_sets import EncoderInfo, Manifest, RecordSet, write_manifest, write_shard
-from clipsep_jax.records import FRAME_SIZE, Record
+from clipsep_jax.data.record import FRAME_SIZE, Record
+from clipsep_jax.data.record_set import EncoderInfo, Manifest, RecordSet, write_manifest, write_shard
 
 SECONDS = 10
 CLIPS_OF_A_SHARD = 64

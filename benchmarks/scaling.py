@@ -14,8 +14,8 @@ from typing import Any
 import jax
 
 from clipsep_jax.config import Config
-from clipsep_jax.distributed import abstract_mesh, state_sharding
-from clipsep_jax.train_step import Trainer, TrainState
+from clipsep_jax.training.devices import abstract_mesh, state_sharding
+from clipsep_jax.training.step import Trainer, TrainState
 
 CHIPS = (1, 8, 64, 256, 1024)
 STEPS_A_SECOND = 10  # that the input figures suppose

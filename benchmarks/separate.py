@@ -24,7 +24,7 @@ from benchmarks.machine import machine, peak_memory_bytes
 from benchmarks.random_model import random_queries, random_sound, write_random_model
 from benchmarks.train_step import nit_config, seconds_of
 from clipsep_jax.config import Config
-from clipsep_jax.separate import Separator
+from clipsep_jax.separation.separator import Separator
 
 
 def separate_once(folder: Path, seconds: float) -> dict[str, float]:

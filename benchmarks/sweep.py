@@ -17,8 +17,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.machine import machine
-from clipsep_jax.sweep import GAMMAS
-from configs import clipsep_nit
+from clipsep_jax.configs import clipsep_nit
+from clipsep_jax.training.sweep import GAMMAS
 
 
 def seconds_of_command(arguments: Sequence[str], cache: Path) -> float:
@@ -64,7 +64,7 @@ def measure(folder: Path, gammas: Sequence[str], steps: int, options: Sequence[s
 
 
 def _make_records(folder: Path, config: Any) -> None:
-    from clipsep_jax.demo.toy import make_toy_records
+    from clipsep_jax.demo.toy.records import make_toy_records
 
     make_toy_records(folder, config.toy.num_clips, config.toy.encoder_steps)
 

@@ -23,7 +23,7 @@ from benchmarks.machine import machine
 from clipsep_jax.config import Config
 from clipsep_jax.mixing import apply_gain, mix
 from clipsep_jax.structures import Batch
-from clipsep_jax.train_step import Trainer
+from clipsep_jax.training.step import Trainer
 
 
 def nit_config(width: int = 64, batch_size: int = 4, precision: str = "float32", remat: bool = False) -> Config:

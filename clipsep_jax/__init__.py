@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from clipsep_jax.separate import Separator
+    from clipsep_jax.separation.separator import Separator
 
 __all__ = ["load"]
 
@@ -15,6 +15,6 @@ def load(path: str | Path) -> "Separator":
     Raises:
         InputError: there is no model, or it is damaged.
     """
-    from clipsep_jax.separate import Separator
+    from clipsep_jax.separation.separator import Separator
 
     return Separator.load(path)

@@ -5,16 +5,22 @@ only their differences; the command line may override single values. `Config.fro
 """
 
 import dataclasses
+import importlib
+import re
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from clipsep_jax.structures import InputError
+from clipsep_jax.errors import InputError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 T = TypeVar("T")
 
+CONFIGS_FOLDER = Path(__file__).parent / "configs"
 SAMPLE_RATE_HZ = 16_000  # of records, models and everything that is separated
 
 
@@ -301,3 +307,58 @@ def _check_queries(config: Config) -> None:
         raise InputError("config.data.drop_closest compares CLIP queries under a weighted objective; set it to 0 here.")
     if config.data.num_sources != 2 or config.query.source != "embeddings":
         raise InputError("config.data.drop_closest compares stored embeddings of two sources; set it to 0 here.")
+
+
+def read_config(spec: str, overrides: Sequence[str]) -> Config:
+    """Reads a config file and the `--config.a.b=value` overrides of the command line.
+
+    Args:
+        spec: FILE.py or the name of a shipped config, such as "clipsep_nit", and maybe ":DATASET" after it.
+
+    Raises:
+        InputError: there is no such file, it fails, or an override names no option.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    spec = _find_file(spec)
+    sys.modules.setdefault("configs", importlib.import_module("clipsep_jax.configs"))  # which own configs import from
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    typed, sys.argv = sys.argv, ["clipsep", f"--config={spec}", *overrides]  # config_flags looks for overrides there
+    try:
+        left = values(sys.argv)[1:]
+        if left:
+            raise InputError(f"{left[0]!r} is no option; see --help.")
+        return Config.from_config_dict(holder.value)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the code of a config file may raise
+        raise InputError(f"{spec} cannot be used with these options: {_reason(error)}.") from error
+    finally:
+        sys.argv = typed
+
+
+def _find_file(spec: str) -> str:
+    """FILE.py or FILE.py:DATASET, with the path of a shipped config in the place of its name."""
+    name, suffix, dataset = spec.partition(".py")
+    if not suffix:
+        name, colon, dataset = spec.partition(":")
+        dataset = colon + dataset
+    path = Path(f"{name}.py")
+    if not suffix and re.fullmatch(r"\w+", name):
+        path = CONFIGS_FOLDER / path
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in CONFIGS_FOLDER.glob("[a-z]*.py")))
+        raise InputError(f"There is no config {spec!r}; give a Python file, or one of the shipped ones: {shipped}.")
+    return f"{path}{dataset}"
+
+
+def _reason(error: Exception) -> str:
+    """What an error says; config_flags wraps errors, or puts their whole traceback into one."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    text = str(error.args[0] if error.args else error).strip()
+    if "Traceback" in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split()).rstrip(".")

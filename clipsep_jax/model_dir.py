@@ -15,13 +15,13 @@ import numpy as np
 from flax import nnx
 
 from clipsep_jax.config import Config
-from clipsep_jax.encoders.loading import copy_encoder, moved_name
-from clipsep_jax.encoders.weights import Rule, export_tensors, load_tensors, read_tensors
+from clipsep_jax.data.record_set import EncoderInfo
+from clipsep_jax.encoders.registry import copy_encoder, moved_name
+from clipsep_jax.errors import InputError
 from clipsep_jax.files import atomic_write
 from clipsep_jax.models.clipsep import CLIPSep, build_model
-from clipsep_jax.queries import EmbeddingTable
-from clipsep_jax.record_sets import EncoderInfo
-from clipsep_jax.structures import InputError
+from clipsep_jax.queries.table import EmbeddingTable
+from clipsep_jax.tensors import Rule, export_tensors, load_tensors, read_tensors
 
 FORMAT = 1
 CONFIG_FILE = "config.json"

@@ -1,4 +1,4 @@
-"""The values that travel between modules, and the one error that users see.
+"""The values that travel between modules.
 
 Shape letters, used in every signature of the package:
 
@@ -14,15 +14,6 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Int16, UInt8
-
-
-class InputWarning(UserWarning):
-    """Something a user gave was changed in order to use it. The message is one sentence."""
-
-
-class InputError(ValueError):
-    """Something a user gave cannot be used. The message is one sentence: what, what is wrong, what to do."""
-
 
 AnyArray = Array | np.ndarray  # a batch is made on the host and used on the device
 

@@ -8,7 +8,7 @@ MUSIC+ and 3.53 dB on VGGSound-Clean+.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from clipsep_jax.configs import base
 
 
 def get_config(dataset: str = "vggsound") -> ConfigDict:

@@ -5,7 +5,7 @@ clipsep train --config=configs/clipsep_hybrid.py:vggsound --workdir=runs/hybrid
 
 from ml_collections import ConfigDict
 
-from configs import base
+from clipsep_jax.configs import base
 
 
 def get_config(dataset: str = "vggsound") -> ConfigDict:

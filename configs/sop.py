@@ -6,7 +6,7 @@ clipsep train --config=configs/sop.py:music --workdir=runs/sop
 
 from ml_collections import ConfigDict
 
-from configs import base
+from clipsep_jax.configs import base
 
 
 def get_config(dataset: str = "vggsound") -> ConfigDict:

@@ -5,7 +5,7 @@ clipsep train --config=configs/toy_smoke.py --workdir=runs/smoke
 
 from ml_collections import ConfigDict
 
-from configs import clipsep_nit
+from clipsep_jax.configs import clipsep_nit
 
 
 def get_config() -> ConfigDict:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from clipsep_jax.structures import InputError
-from data_prep.pool import Reader, ReaderPool
-from data_prep.writer import Block, write_block
+from clipsep_jax.data_prep.pool import Reader, ReaderPool
+from clipsep_jax.data_prep.writer import Block, write_block
+from clipsep_jax.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from clipsep_jax.structures import InputError
-from data_prep import music
-from data_prep.media import MAX_FILE_BYTES
-from data_prep.videos import VIDEO_SUFFIXES
+from clipsep_jax.data_prep.decode.media import MAX_FILE_BYTES
+from clipsep_jax.data_prep.sources import music
+from clipsep_jax.data_prep.sources.videos import VIDEO_SUFFIXES
+from clipsep_jax.errors import InputError
 
 DOWNLOAD_LEDGER_NAME = "download.jsonl"
 URL = "https://www.youtube.com/watch?v={}"

@@ -13,11 +13,9 @@ import numpy as np
 from jaxtyping import Float32
 from tqdm import tqdm
 
-from clipsep_jax import tfds_metadata
-from clipsep_jax.encoders import Encoder, NoTextError
-from clipsep_jax.files import atomic_write
-from clipsep_jax.queries import DEFAULT_TEMPLATE, EmbeddingTable, prompt_for
-from clipsep_jax.record_sets import (
+from clipsep_jax.data import tfds
+from clipsep_jax.data.record import Record, decode_frame
+from clipsep_jax.data.record_set import (
     EMBEDDING_NAME,
     LABEL_EMBEDDINGS_NAME,
     MANIFEST_NAME,
@@ -29,9 +27,12 @@ from clipsep_jax.record_sets import (
     write_manifest,
     write_shard,
 )
-from clipsep_jax.records import Record, decode_frame
-from clipsep_jax.structures import InputError
-from data_prep.ledger import LEDGER_NAME
+from clipsep_jax.data_prep.ledger import LEDGER_NAME
+from clipsep_jax.encoders.base import Encoder, NoTextError
+from clipsep_jax.errors import InputError
+from clipsep_jax.files import atomic_write
+from clipsep_jax.queries.prompts import DEFAULT_TEMPLATE, prompt_for
+from clipsep_jax.queries.table import EmbeddingTable
 
 _OPTIONS_NAME = "options.json"
 
@@ -96,7 +97,7 @@ def embed_record_set(records: Path, encoder: Encoder, *, drop_frames: bool = Fal
     known = _made_by(info, manifest)
     table = None if known else _table_of(manifest, encoder)  # may fail, so before the first file is touched
     _take_manifest(records, options)
-    (records / tfds_metadata.INFO_NAME).unlink(missing_ok=True)  # TensorFlow Datasets must not read it meanwhile either
+    (records / tfds.INFO_NAME).unlink(missing_ok=True)  # TensorFlow Datasets must not read it meanwhile either
 
     def rewrite(old: list[Record]) -> list[Record]:
         new = old if known else embed_records(old, encoder, batch_size)

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Int16
 
 from clipsep_jax.config import SAMPLE_RATE_HZ
+from clipsep_jax.data.record import Record
+from clipsep_jax.data_prep.sources.inputs import Input
+from clipsep_jax.errors import InputError
 from clipsep_jax.files import atomic_write
-from clipsep_jax.records import Record
-from clipsep_jax.structures import InputError
-from data_prep.inputs import Input
 
 LEDGER_NAME = "ledger.jsonl"
 

@@ -13,10 +13,10 @@ from types import TracebackType
 
 from pebble import ProcessExpired, ProcessPool
 
-from clipsep_jax.records import Record
-from clipsep_jax.structures import InputError
-from data_prep.inputs import Input
-from data_prep.ledger import Rejection
+from clipsep_jax.data.record import Record
+from clipsep_jax.data_prep.ledger import Rejection
+from clipsep_jax.data_prep.sources.inputs import Input
+from clipsep_jax.errors import InputError
 
 Outcome = Record | Rejection
 Reader = Callable[[Input], Outcome]  # must be a module's function, or a partial of one, to reach the children

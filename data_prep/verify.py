@@ -7,9 +7,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clipsep_jax.record_sets import MANIFEST_NAME, RecordSplit, Shard, index_line, index_path, read_manifest, tfds_files
-from clipsep_jax.records import CorruptRecordError, decode_frame
-from clipsep_jax.structures import InputError
+from clipsep_jax.data.record import CorruptRecordError, decode_frame
+from clipsep_jax.data.record_set import (
+    MANIFEST_NAME,
+    RecordSplit,
+    Shard,
+    index_line,
+    index_path,
+    read_manifest,
+    tfds_files,
+)
+from clipsep_jax.errors import InputError
 
 
 def verify(folder: Path) -> Iterator[str]:

@@ -19,8 +19,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from clipsep_jax.files import atomic_write
-from clipsep_jax.record_sets import (
+from clipsep_jax.data.record import AUDIO_ENCODINGS, Record
+from clipsep_jax.data.record_set import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     Manifest,
@@ -30,12 +30,12 @@ from clipsep_jax.record_sets import (
     read_manifest,
     write_manifest,
 )
-from clipsep_jax.records import AUDIO_ENCODINGS, Record
-from clipsep_jax.structures import InputError
-from data_prep.embed import manifest_in_hand, other_files
-from data_prep.inputs import SPLITS, Input, file_size, mark_duplicates
-from data_prep.ledger import LEDGER_NAME, LedgerLine, Rejection, ledger_line, reasons, write_ledger
-from data_prep.pool import DIED, Outcome, Reader, ReaderPool
+from clipsep_jax.data_prep.embed import manifest_in_hand, other_files
+from clipsep_jax.data_prep.ledger import LEDGER_NAME, LedgerLine, Rejection, ledger_line, reasons, write_ledger
+from clipsep_jax.data_prep.pool import DIED, Outcome, Reader, ReaderPool
+from clipsep_jax.data_prep.sources.inputs import SPLITS, Input, file_size, mark_duplicates
+from clipsep_jax.errors import InputError
+from clipsep_jax.files import atomic_write
 
 _LOCK_NAME = "lock.partial"
 _PLAN_NAME = "plan.json"

@@ -11,7 +11,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["clipsep_jax", "data_prep"], "beartype.beartype")
+install_import_hook(["clipsep_jax"], "beartype.beartype")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -54,7 +54,7 @@ def clip_records(tmp_path_factory, clip_folder) -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, clip_records) -> Path:
     """The workdir of a finished run of the least size."""
-    from clipsep_jax.train import train
+    from clipsep_jax.training.loop import train
     from tests.small import small_config
 
     workdir = tmp_path_factory.mktemp("run")

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 
 from clipsep_jax.config import Config
-from clipsep_jax.queries import EmbeddingTable
-from clipsep_jax.record_sets import LABEL_EMBEDDINGS_NAME, EncoderInfo, Manifest, write_manifest, write_shard
-from clipsep_jax.records import Record
-from data_prep.embed import Encoder, embed_records, label_table
+from clipsep_jax.data.record import Record
+from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, EncoderInfo, Manifest, write_manifest, write_shard
+from clipsep_jax.data_prep.embed import Encoder, embed_records, label_table
+from clipsep_jax.queries.table import EmbeddingTable
 
 QUERY_SIZE = 6
 LABELS = ("buzz", "hiss", "hum")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from clipsep_jax.config import Config, default_config
-from clipsep_jax.structures import InputError
-from configs import base
+from clipsep_jax.configs import base
+from clipsep_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 SYSTEMS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
@@ -16,7 +16,7 @@ SYSTEMS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.s
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_config_builds_and_says_its_command(system):
-    module = importlib.import_module(f"configs.{system}")
+    module = importlib.import_module(f"clipsep_jax.configs.{system}")
     assert f"clipsep train --config=configs/{system}.py" in module.__doc__
     datasets = [()] if system == "toy_smoke" else [(name,) for name in base.DATASETS]
     for arguments in datasets:

@@ -16,9 +16,9 @@ def test_every_command_in_the_readme_exists():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     readme = (ROOT / "README.md").read_text()
     assert set(re.findall(r"make ([a-z]+)", readme)) <= targets
-    from clipsep_jax.cli import _COMMANDS
+    from clipsep_jax.cli.main import COMMANDS
 
-    assert set(re.findall(r"clipsep ([a-z][a-z-]+)", readme)) <= set(_COMMANDS)
+    assert set(re.findall(r"clipsep ([a-z][a-z-]+)", readme)) <= set(COMMANDS)
     for path in re.findall(r"\b(?:configs|docs)/[\w./]+\.(?:py|md)", readme):
         assert (ROOT / path).is_file(), path
 
@@ -28,7 +28,7 @@ def test_the_package_imports_light():
     import subprocess
     import sys
 
-    heavy = "{'torch', 'grain', 'librosa', 'av', 'transformers', 'orbax', 'huggingface_hub', 'data_prep'}"
-    code = f"import sys, clipsep_jax, clipsep_jax.cli; print(sorted({heavy} & set(sys.modules)))"
+    heavy = "{'torch', 'grain', 'librosa', 'av', 'transformers', 'orbax', 'huggingface_hub', 'clipsep_jax.data_prep'}"
+    code = f"import sys, clipsep_jax, clipsep_jax.cli.main; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"

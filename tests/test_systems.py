@@ -10,12 +10,12 @@ import pytest
 
 import clipsep_jax
 from clipsep_jax.config import Config
-from clipsep_jax.evaluate import Evaluation
-from clipsep_jax.metrics_log import read_metrics
-from clipsep_jax.queries import EmbeddingTable
-from clipsep_jax.record_sets import RecordSet
-from clipsep_jax.structures import InputError
-from clipsep_jax.train import train
+from clipsep_jax.data.record_set import RecordSet
+from clipsep_jax.errors import InputError
+from clipsep_jax.evaluation.scores import Evaluation
+from clipsep_jax.queries.table import EmbeddingTable
+from clipsep_jax.training.curves import read_metrics
+from clipsep_jax.training.loop import train
 from tests.small import LABELS, QUERY_SIZE, small_config
 from tests.test_config import SYSTEMS
 
@@ -106,7 +106,7 @@ def test_closest_pairs_can_be_dropped_or_weighed_down(clip_records, sentences, t
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_config_trains_separates_and_scores(clip_records, sentences, tmp_path, system):
-    module = importlib.import_module(f"configs.{system}")
+    module = importlib.import_module(f"clipsep_jax.configs.{system}")
     values = module.get_config() if system == "toy_smoke" else module.get_config("music")
     check(shrunk(Config.from_config_dict(values), clip_records, sentences), tmp_path / "run")
 

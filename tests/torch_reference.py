@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from clipsep_jax.config import Config, ObjectiveConfig
-from clipsep_jax.convert import build_torch_module
+from tests.torch_twin import TorchCLIPSep
 
 
 def bce(mask: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -57,7 +57,7 @@ class TorchTrainer:
         self.config, self.dtype, self.device, self.on_gradients = config, dtype, device, on_gradients
         options = config.optimizer
         torch.manual_seed(0)
-        self.module = build_torch_module(config.model).to(device, dtype).train()
+        self.module = TorchCLIPSep(config.model).to(device, dtype).train()
         self.parameters = dict(self.module.named_parameters())
         self.adam = torch.optim.Adam(self.parameters.values(), options.learning_rate)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adam, self.learning_rate_factor)

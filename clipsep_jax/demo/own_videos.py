@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from clipsep_jax.demo.mini_clip import train_mini_clip
+from clipsep_jax.data.record import decode_frame
+from clipsep_jax.data.record_set import RecordSet
+from clipsep_jax.demo.toy.mini_clip import train_mini_clip
 from clipsep_jax.encoders.clip import load_clip
-from clipsep_jax.record_sets import RecordSet
-from clipsep_jax.records import decode_frame
-from clipsep_jax.structures import InputError
+from clipsep_jax.errors import InputError
 
 ENCODER_STEPS = 600
 
@@ -23,9 +23,9 @@ def prepare_own_videos(videos: Path, out: Path, labels: Path | None, clip: str |
     Raises:
         InputError: the videos or labels cannot be used.
     """
-    from data_prep.embed import embed_record_set, manifest_in_hand
-    from data_prep.videos import find_videos, read_video
-    from data_prep.writer import PoolRunner, write_records
+    from clipsep_jax.data_prep.embed import embed_record_set, manifest_in_hand
+    from clipsep_jax.data_prep.sources.videos import find_videos, read_video
+    from clipsep_jax.data_prep.writer import PoolRunner, write_records
 
     write_records(find_videos(videos, labels), read_video, out, run=PoolRunner(os.cpu_count() or 1), max_rejected=1.0)
     if clip is None:

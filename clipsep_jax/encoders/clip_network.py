@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from clipsep_jax.encoders.weights import CONV, LINEAR, Rule
+from clipsep_jax.tensors import CONV, LINEAR, Rule
 
 CLIP_RULES = (
     Rule("{tower}_model.embeddings.position_ids", None),

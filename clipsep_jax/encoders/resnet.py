@@ -12,10 +12,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, PyTree, UInt8
 
-from clipsep_jax.encoders import NoTextError
-from clipsep_jax.encoders.batches import embed_in_batches
-from clipsep_jax.encoders.clip import PictureConfig, preprocess
-from clipsep_jax.encoders.weights import (
+from clipsep_jax.encoders.base import NoTextError, embed_in_batches
+from clipsep_jax.encoders.pixels import PictureConfig, preprocess
+from clipsep_jax.errors import InputError
+from clipsep_jax.files import staged_folder
+from clipsep_jax.hub import resolve_model_folder
+from clipsep_jax.tensors import (
     CONV,
     WEIGHTS_FILE,
     Rule,
@@ -23,10 +25,7 @@ from clipsep_jax.encoders.weights import (
     load_tensors,
     read_tensors,
     read_torch_tensors,
-    resolve_model_folder,
-    staged_folder,
 )
-from clipsep_jax.structures import InputError
 
 IMAGE_SIZE = 224
 QUERY_SIZE = 512

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from clipsep_jax.config import ModelConfig
-from clipsep_jax.models.heads import InnerProduct, LearnedQueries, NoiseHeads, Projection
+from clipsep_jax.models.fusion import InnerProduct, LearnedQueries, NoiseHeads, Projection
 from clipsep_jax.models.unet import UNet, append_everywhere
 from clipsep_jax.structures import MaskLogits
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipsep_jax.records import Record
-from data_prep.inputs import Input
-from data_prep.ledger import Rejection
+from clipsep_jax.data.record import Record
+from clipsep_jax.data_prep.ledger import Rejection
+from clipsep_jax.data_prep.sources.inputs import Input
 
 
 class FakeEncoder:

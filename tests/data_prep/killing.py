@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.inputs import Input
-from data_prep.writer import PoolRunner, write_records
+from clipsep_jax.data_prep.sources.inputs import Input
+from clipsep_jax.data_prep.writer import PoolRunner, write_records
 from tests.data_prep.fakes import make_inputs, read_fake
 
 

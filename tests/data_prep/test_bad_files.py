@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from clipsep_jax.record_sets import RecordSet
-from clipsep_jax.records import decode_frame
-from data_prep.inputs import Input
-from data_prep.ledger import read_ledger
-from data_prep.videos import read_video
-from data_prep.writer import PoolRunner, write_records
+from clipsep_jax.data.record import decode_frame
+from clipsep_jax.data.record_set import RecordSet
+from clipsep_jax.data_prep.ledger import read_ledger
+from clipsep_jax.data_prep.sources.inputs import Input
+from clipsep_jax.data_prep.sources.videos import read_video
+from clipsep_jax.data_prep.writer import PoolRunner, write_records
 from tests.data_prep.bad_files import make_corpus, watched_file
 from tests.data_prep.made_media import grey_pictures, make_video, tone
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from clipsep_jax.structures import InputError
-from data_prep.beam import BeamRunner
-from data_prep.writer import PoolRunner, write_records
+from clipsep_jax.data_prep.beam import BeamRunner
+from clipsep_jax.data_prep.writer import PoolRunner, write_records
+from clipsep_jax.errors import InputError
 from tests.data_prep.fakes import files_of, make_inputs, read_fake
 
 

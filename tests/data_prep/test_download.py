@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from clipsep_jax.structures import InputError
-from data_prep import download as module
-from data_prep.download import download, read_ids
-from data_prep.inputs import Input
-from data_prep.videos import read_video
+from clipsep_jax.data_prep import download as module
+from clipsep_jax.data_prep.download import download, read_ids
+from clipsep_jax.data_prep.sources.inputs import Input
+from clipsep_jax.data_prep.sources.videos import read_video
+from clipsep_jax.errors import InputError
 from tests.data_prep.made_media import grey_pictures, make_video, tone
 
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from clipsep_jax.records import Record, decode_frame
-from clipsep_jax.structures import InputError
-from data_prep.embed import Encoder, embed_records, label_table
+from clipsep_jax.data.record import Record, decode_frame
+from clipsep_jax.data_prep.embed import Encoder, embed_records, label_table
+from clipsep_jax.errors import InputError
 from tests.data_prep.fakes import FakeEncoder, jpeg
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipsep_jax.encoders import NoTextError
+from clipsep_jax.data.record import CorruptRecordError, Record, decode_record, encode_record
+from clipsep_jax.data.record_set import EncoderInfo, RecordSet, RecordSplit, read_manifest
+from clipsep_jax.data_prep.embed import embed_record_set, embed_records, label_table
+from clipsep_jax.data_prep.writer import PoolRunner, write_records
+from clipsep_jax.encoders.base import NoTextError
 from clipsep_jax.encoders.clip import load_clip
-from clipsep_jax.queries import EmbeddingTable
-from clipsep_jax.record_sets import EncoderInfo, RecordSet, RecordSplit, read_manifest
-from clipsep_jax.records import CorruptRecordError, Record, decode_record, encode_record
-from clipsep_jax.structures import InputError
-from data_prep.embed import embed_record_set, embed_records, label_table
-from data_prep.writer import PoolRunner, write_records
+from clipsep_jax.errors import InputError
+from clipsep_jax.queries.table import EmbeddingTable
 from tests.data_prep.fakes import FakeEncoder, files_of, make_inputs, read_fake, read_sound_alone
 from tests.data_prep.killing import finishes_before
 

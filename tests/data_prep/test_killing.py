@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from clipsep_jax.record_sets import RecordSet
-from clipsep_jax.structures import InputError
-from data_prep.writer import PoolRunner, write_records
+from clipsep_jax.data.record_set import RecordSet
+from clipsep_jax.data_prep.writer import PoolRunner, write_records
+from clipsep_jax.errors import InputError
 from tests.data_prep.fakes import files_of, make_inputs, read_fake
 from tests.data_prep.killing import finishes_before, kill_at_random, run_to_the_end
 

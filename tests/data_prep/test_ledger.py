@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipsep_jax.records import Record
-from data_prep.inputs import Input
-from data_prep.ledger import Rejection, dbfs, ledger_line, read_ledger, write_ledger
+from clipsep_jax.data.record import Record
+from clipsep_jax.data_prep.ledger import Rejection, dbfs, ledger_line, read_ledger, write_ledger
+from clipsep_jax.data_prep.sources.inputs import Input
 
 SOURCE = Input("a/b.mp4", Path("x/a/b.mp4"), "dog", "test")
 

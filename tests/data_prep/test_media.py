@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipsep_jax.records import Record, decode_frame
-from clipsep_jax.structures import InputError
-from data_prep import media
-from data_prep.inputs import Input, Segment
-from data_prep.ledger import Rejection
-from data_prep.media import crop_square, read_sound_of
-from data_prep.videos import read_video
+from clipsep_jax.data.record import Record, decode_frame
+from clipsep_jax.data_prep.decode import media
+from clipsep_jax.data_prep.decode.media import crop_square, read_sound_of
+from clipsep_jax.data_prep.ledger import Rejection
+from clipsep_jax.data_prep.sources.inputs import Input, Segment
+from clipsep_jax.data_prep.sources.videos import read_video
+from clipsep_jax.errors import InputError
 from tests.data_prep.bad_files import PLAYLISTS, watched_file
 from tests.data_prep.made_media import assert_same_sound, grey_pictures, make_video, sweep, tone
 

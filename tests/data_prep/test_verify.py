@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipsep_jax.record_sets import RecordSet, read_manifest, write_manifest
-from clipsep_jax.records import CorruptRecordError
-from clipsep_jax.structures import InputError
-from data_prep.embed import embed_record_set
-from data_prep.verify import verify
-from data_prep.writer import PoolRunner, write_records
+from clipsep_jax.data.record import CorruptRecordError
+from clipsep_jax.data.record_set import RecordSet, read_manifest, write_manifest
+from clipsep_jax.data_prep.embed import embed_record_set
+from clipsep_jax.data_prep.verify import verify
+from clipsep_jax.data_prep.writer import PoolRunner, write_records
+from clipsep_jax.errors import InputError
 from tests.data_prep.fakes import FakeEncoder, make_inputs, read_fake
 
 

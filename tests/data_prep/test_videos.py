@@ -3,12 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipsep_jax.record_sets import RecordSet
-from clipsep_jax.structures import InputError
-from data_prep.inputs import hashed_split
-from data_prep.ledger import read_ledger
-from data_prep.videos import find_videos, read_video
-from data_prep.writer import PoolRunner, write_records
+from clipsep_jax.data.record_set import RecordSet
+from clipsep_jax.data_prep.ledger import read_ledger
+from clipsep_jax.data_prep.sources.inputs import hashed_split
+from clipsep_jax.data_prep.sources.videos import find_videos, read_video
+from clipsep_jax.data_prep.writer import PoolRunner, write_records
+from clipsep_jax.errors import InputError
 from tests.data_prep.fakes import files_of
 from tests.data_prep.made_media import grey_pictures, make_video, tone
 

@@ -4,14 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipsep_jax.record_sets import RecordSet
-from clipsep_jax.records import Record
-from clipsep_jax.structures import InputError
-from data_prep.inputs import Input
-from data_prep.ledger import Rejection, read_ledger
-from data_prep.pool import ReaderPool
-from data_prep.videos import find_videos
-from data_prep.writer import PoolRunner, write_records
+from clipsep_jax.data.record import Record
+from clipsep_jax.data.record_set import RecordSet
+from clipsep_jax.data_prep.ledger import Rejection, read_ledger
+from clipsep_jax.data_prep.pool import ReaderPool
+from clipsep_jax.data_prep.sources.inputs import Input
+from clipsep_jax.data_prep.sources.videos import find_videos
+from clipsep_jax.data_prep.writer import PoolRunner, write_records
+from clipsep_jax.errors import InputError
 from tests.data_prep.fakes import (
     die_after_the_first_003,
     die_at_003,

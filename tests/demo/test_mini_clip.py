@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipsep_jax.demo import mini_clip
-from clipsep_jax.demo.mini_clip import TEMPLATES, build_tokenizer, contrastive_loss, train_mini_clip
-from clipsep_jax.demo.pictures import draw
-from clipsep_jax.demo.sounds import KINDS
-from clipsep_jax.demo.toy import train_toy_clip
+from clipsep_jax.demo.toy import mini_clip
+from clipsep_jax.demo.toy.mini_clip import TEMPLATES, build_tokenizer, contrastive_loss, train_mini_clip
+from clipsep_jax.demo.toy.pictures import draw
+from clipsep_jax.demo.toy.records import train_toy_clip
+from clipsep_jax.demo.toy.sounds import KINDS
 from clipsep_jax.encoders.clip import load_clip
 
 
@@ -63,7 +63,7 @@ def test_saved_network_embeds_as_the_one_for_shrunken_pictures(tmp_path):
 
 @pytest.mark.soak
 def test_a_few_steps_find_the_kinds_of_held_out_pictures(tmp_path, monkeypatch):
-    monkeypatch.setattr("clipsep_jax.demo.toy.PICTURES_PER_KIND", 100)
+    monkeypatch.setattr("clipsep_jax.demo.toy.records.PICTURES_PER_KIND", 100)
     encoder = load_clip(str(train_toy_clip(tmp_path / "clip", 250)))
     rng = np.random.default_rng(99)
     kinds = np.repeat(np.arange(len(KINDS)), 20)

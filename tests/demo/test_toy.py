@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipsep_jax.demo import parameters
-from clipsep_jax.demo.parameters import Parameters
-from clipsep_jax.demo.pictures import draw, draw_clip
-from clipsep_jax.demo.sounds import KINDS, SAMPLE_RATE_HZ, off_screen_noise, synthesize
-from clipsep_jax.demo.toy import ENCODER_NAME, OFF_SCREEN_SHARE, ClipMaker, make_toy_records
+from clipsep_jax.data.record import decode_frame
+from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, RecordSet
+from clipsep_jax.data_prep.sources.inputs import Input
+from clipsep_jax.demo.toy import draws as parameters
+from clipsep_jax.demo.toy.draws import Parameters
+from clipsep_jax.demo.toy.pictures import draw, draw_clip
+from clipsep_jax.demo.toy.records import ENCODER_NAME, OFF_SCREEN_SHARE, ClipMaker, make_toy_records
+from clipsep_jax.demo.toy.sounds import KINDS, SAMPLE_RATE_HZ, off_screen_noise, synthesize
 from clipsep_jax.encoders.clip import load_clip
-from clipsep_jax.queries import EmbeddingTable
-from clipsep_jax.record_sets import LABEL_EMBEDDINGS_NAME, RecordSet
-from clipsep_jax.records import decode_frame
-from clipsep_jax.structures import InputError
-from data_prep.inputs import Input
+from clipsep_jax.errors import InputError
+from clipsep_jax.queries.table import EmbeddingTable
 
 SECONDS = 6
 
@@ -125,8 +125,8 @@ def test_pictures_differ_between_clips_and_move_a_little_within_one():
 
 def test_a_share_of_the_training_clips_alone_has_off_screen_noise(monkeypatch):
     noisy = []
-    monkeypatch.setattr("clipsep_jax.demo.toy.synthesize", lambda kind, rng, split, n: np.zeros(n, np.float32))
-    monkeypatch.setattr("clipsep_jax.demo.toy.draw_clip", lambda *_: [])
+    monkeypatch.setattr("clipsep_jax.demo.toy.records.synthesize", lambda kind, rng, split, n: np.zeros(n, np.float32))
+    monkeypatch.setattr("clipsep_jax.demo.toy.records.draw_clip", lambda *_: [])
     for split in ("train", "validation", "test"):
         clips = [ClipMaker(0)(Input(f"{split}/{i:05d}", Path(), "dog", split)) for i in range(40)]
         noisy.append(np.mean([clip.audio.any() for clip in clips]))
@@ -189,7 +189,7 @@ def test_an_interrupted_toy_set_leaves_nothing(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("clipsep_jax.demo.toy.train_toy_clip", stop)
+    monkeypatch.setattr("clipsep_jax.demo.toy.records.train_toy_clip", stop)
     with pytest.raises(KeyboardInterrupt):
         make_toy_records(tmp_path / "records", 20, 0)
     assert list(tmp_path.iterdir()) == []

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from clipsep_jax.checkpoint import Checkpoints
 from clipsep_jax.config import Config
-from clipsep_jax.distributed import make_mesh, put_batch, replicated
 from clipsep_jax.structures import Batch
-from clipsep_jax.train_step import JointTrainer, Trainer, TrainState
+from clipsep_jax.training.checkpoints import Checkpoints
+from clipsep_jax.training.devices import make_mesh, put_batch, replicated
+from clipsep_jax.training.step import JointTrainer, Trainer, TrainState
 from tests.small import QUERY_SIZE, small_config
 
 FLOAT = jax.dtypes.canonicalize_dtype(float)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from clipsep_jax.config import Config
-from clipsep_jax.distributed import abstract_mesh, batch_sharding, replicated
 from clipsep_jax.encoders.clip import ClipEncoder, load_clip
 from clipsep_jax.structures import Batch
-from clipsep_jax.train_step import JointTrainer, Trainer
+from clipsep_jax.training.devices import abstract_mesh, batch_sharding, replicated
+from clipsep_jax.training.step import JointTrainer, Trainer
 
 
 def config_of(num_devices: int, sharding: str) -> Config:

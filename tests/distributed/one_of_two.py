@@ -14,12 +14,12 @@ import jax
 import numpy as np
 
 from clipsep_jax.config import Config
-from clipsep_jax.distributed import Cluster, first_process_alone, make_mesh, start
-from clipsep_jax.metrics_log import MetricsLog
-from clipsep_jax.stopping import Interrupted
-from clipsep_jax.structures import InputError
-from clipsep_jax.train import train, train_together
-from clipsep_jax.train_step import Trainer
+from clipsep_jax.errors import InputError
+from clipsep_jax.training.curves import MetricsLog
+from clipsep_jax.training.devices import Cluster, first_process_alone, make_mesh, start
+from clipsep_jax.training.loop import train, train_together
+from clipsep_jax.training.step import Trainer
+from clipsep_jax.training.stopping import Interrupted
 from tests.distributed.eight_devices import OneStep, batch_of, config_of, on_host
 from tests.small import small_config
 

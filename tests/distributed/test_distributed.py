@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipsep_jax import distributed
-from clipsep_jax.distributed import (
+from clipsep_jax.errors import InputError
+from clipsep_jax.training import devices as distributed
+from clipsep_jax.training.devices import (
     abstract_mesh,
     is_one_of_many,
     local_batch_size,
@@ -20,7 +21,6 @@ from clipsep_jax.distributed import (
     replicated,
     state_sharding,
 )
-from clipsep_jax.structures import InputError
 
 
 def test_batches_are_put_ahead_and_keep_their_order():

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 import pytest
 
-from clipsep_jax.checkpoint import Checkpoints
-from clipsep_jax.metrics_log import read_metrics
-from clipsep_jax.structures import InputWarning
-from clipsep_jax.train_step import Trainer
+from clipsep_jax.errors import InputWarning
+from clipsep_jax.training.checkpoints import Checkpoints
+from clipsep_jax.training.curves import read_metrics
+from clipsep_jax.training.step import Trainer
 from tests.distributed.one_of_two import SAVE_EVERY, training_config
 from tests.small import make_records
 

@@ -13,10 +13,12 @@ from safetensors.numpy import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from clipsep_jax.encoders.clip import PictureConfig, load_clip, preprocess, read_config, save_clip
+from clipsep_jax.encoders.clip import load_clip, read_config, save_clip
 from clipsep_jax.encoders.clip_network import CLIP_RULES, Clip, ClipConfig
-from clipsep_jax.encoders.weights import copy_folder, export_tensors
-from clipsep_jax.structures import InputError
+from clipsep_jax.encoders.pixels import PictureConfig, preprocess
+from clipsep_jax.errors import InputError
+from clipsep_jax.hub import copy_folder
+from clipsep_jax.tensors import export_tensors
 from tests.encoders.tiny_clip import (
     IMAGE_MEAN,
     IMAGE_STD,

@@ -12,10 +12,10 @@ from flax import nnx
 from safetensors.numpy import save_file
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from clipsep_jax.encoders import Encoder, NoTextError
+from clipsep_jax.encoders.base import Encoder, NoTextError
 from clipsep_jax.encoders.resnet import HUGGING_FACE_RULES, DilatedResnet18, load_resnet
-from clipsep_jax.encoders.weights import load_tensors
-from clipsep_jax.structures import InputError
+from clipsep_jax.errors import InputError
+from clipsep_jax.tensors import load_tensors
 from tests.encoders.random_resnet import hugging_face_names, random_tensors
 
 NORMALISATIONS = {

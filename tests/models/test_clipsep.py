@@ -10,9 +10,10 @@ import torch
 from flax import nnx
 
 from clipsep_jax.config import ModelConfig
-from clipsep_jax.convert import build_torch_module, official_rules
-from clipsep_jax.encoders.weights import export_tensors
 from clipsep_jax.models.clipsep import CLIPSep, build_model
+from clipsep_jax.official.checkpoint import official_rules
+from clipsep_jax.tensors import export_tensors
+from tests.torch_twin import TorchCLIPSep
 
 CONFIG = ModelConfig(num_levels=4, width=6, num_channels=5, query_size=9, init_std=0.3)
 PARTS = {
@@ -44,7 +45,7 @@ def randomised(config: ModelConfig) -> CLIPSep:
 
 def twin(model: CLIPSep, config: ModelConfig) -> torch.nn.Module:
     """The plain arrangement with the model's weights."""
-    module = build_torch_module(config).double()
+    module = TorchCLIPSep(config).double()
     tensors = export_tensors(model, official_rules(config))
     module.load_state_dict({name: torch.tensor(tensor) for name, tensor in tensors.items()}, strict=False)
     assert tensors.keys() <= module.state_dict().keys()
@@ -111,7 +112,7 @@ def test_the_plain_module_starts_at_the_same_scales():
     config = ModelConfig(num_levels=2, width=16, num_noise_heads=1)
     ours = export_tensors(build_model(config, nnx.Rngs(0)), official_rules(config))
     torch.manual_seed(0)
-    for name, tensor in build_torch_module(config).state_dict().items():
+    for name, tensor in TorchCLIPSep(config).state_dict().items():
         if tensor.numel() >= 1000:
             assert tensor.std() == pytest.approx(ours[name].std(), rel=0.15), name
             assert abs(tensor.mean() - ours[name].mean()) < 0.1 * tensor.std(), name

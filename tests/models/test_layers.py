@@ -8,14 +8,8 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
-from clipsep_jax.models.layers import (
-    BatchNorm,
-    matmul_strided_conv,
-    native_strided_conv,
-    strided_form,
-    upsample_conv,
-    winograd_strided_conv,
-)
+from clipsep_jax.models.layers import BatchNorm, matmul_strided_conv, native_strided_conv, strided_form, upsample_conv
+from clipsep_jax.models.winograd import winograd_strided_conv
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from clipsep_jax.config import ModelConfig
-from clipsep_jax.convert import build_torch_module
-from clipsep_jax.torch_module import TorchCLIPSep
+from tests.torch_twin import TorchCLIPSep
 
 SMALL = ModelConfig(num_levels=4, width=4, num_channels=5, query_size=6)
 SYSTEM_CHANGES = {
@@ -30,7 +29,7 @@ def model_config(system: str, base: ModelConfig = SMALL) -> ModelConfig:
 def random_module(config: ModelConfig, seed: int = 0) -> TorchCLIPSep:
     """In evaluation mode, every parameter and statistic drawn anew, at scales that keep signals alive."""
     generator = torch.Generator().manual_seed(seed)
-    module = build_torch_module(config).eval()
+    module = TorchCLIPSep(config).eval()
     for name, tensor in module.state_dict().items():
         if name.endswith("num_batches_tracked"):
             tensor.random_(1, 10**10, generator=generator)

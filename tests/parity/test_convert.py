@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from clipsep_jax.config import ModelConfig
-from clipsep_jax.convert import (
+from clipsep_jax.errors import InputError
+from clipsep_jax.model_dir import TABLE_FILE, open_model_dir, start_model_dir, write_weights
+from clipsep_jax.official.checkpoint import (
     REST_FILE,
     SYSTEMS,
-    build_torch_module,
     export_official_layout,
     export_torch,
     import_torch,
     infer_system,
 )
-from clipsep_jax.model_dir import TABLE_FILE, open_model_dir, start_model_dir, write_weights
-from clipsep_jax.queries import EmbeddingTable
-from clipsep_jax.structures import InputError
+from clipsep_jax.queries.table import EmbeddingTable
 from tests.parity.systems import SYSTEM_CHANGES, model_config, random_inputs, random_module
+from tests.torch_twin import TorchCLIPSep
 
 FULL = ModelConfig()
 
@@ -74,7 +74,7 @@ def test_import_gives_the_same_masks_and_export_the_same_bits(system, tmp_path):
     assert_same_forward(module, model_dir, config)
     exported = torch.load(export_torch(model_dir, tmp_path / "back.pt"), weights_only=True)
     assert_same_tensors(exported, module)
-    torch.nn.DataParallel(build_torch_module(config)).load_state_dict(exported, strict=True)
+    torch.nn.DataParallel(TorchCLIPSep(config)).load_state_dict(exported, strict=True)
 
 
 @pytest.mark.soak
@@ -95,7 +95,7 @@ def test_the_system_is_inferred_but_for_sound_of_pixels(system):
 
 def without_memory(config):
     with torch.device("meta"):
-        return build_torch_module(config)
+        return TorchCLIPSep(config)
 
 
 def test_names_are_the_official_ones():
@@ -146,7 +146,7 @@ def test_a_model_of_our_own_is_exported_whole(tmp_path):
     assert exported.keys() == {f"module.{name}" for name in module.state_dict()}
     assert exported["module.sound_net.bn0.num_batches_tracked"] == 60  # twice a step: once a query
     assert torch.equal(exported["module.synth_net.scale"], torch.ones(5))
-    build_torch_module(opened.config.model).load_state_dict({name[7:]: x for name, x in exported.items()}, strict=True)
+    TorchCLIPSep(opened.config.model).load_state_dict({name[7:]: x for name, x in exported.items()}, strict=True)
 
 
 def test_settings_and_labels_come_from_the_runs_arguments(tmp_path):
@@ -335,7 +335,6 @@ def test_without_pytorch_it_says_so(tmp_path, monkeypatch):
         lambda: import_torch(tmp_path / "best_model.pt", tmp_path / "other"),
         lambda: export_torch(model_dir, tmp_path / "out.pt"),
         lambda: export_official_layout(model_dir, tmp_path / "layout"),
-        lambda: build_torch_module(FULL),
     ):
         with pytest.raises(InputError, match="pip install torch"):
             action()

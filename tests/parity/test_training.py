@@ -14,10 +14,10 @@ import torch
 from flax import nnx
 
 from clipsep_jax.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig, SpectrogramConfig
-from clipsep_jax.convert import official_rules
 from clipsep_jax.mixing import apply_gain, mix
+from clipsep_jax.official.checkpoint import official_rules
 from clipsep_jax.structures import Batch
-from clipsep_jax.train_step import Trainer, TrainState
+from clipsep_jax.training.step import Trainer, TrainState
 from tests.torch_reference import TorchTrainer
 
 NUM_STATES = 20

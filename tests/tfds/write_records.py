@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from clipsep_jax.record_sets import RecordSet
-from clipsep_jax.records import Record, decode_frame
-from data_prep.embed import embed_record_set
-from data_prep.inputs import Input
-from data_prep.ledger import Rejection
-from data_prep.writer import PoolRunner, write_records
+from clipsep_jax.data.record import Record, decode_frame
+from clipsep_jax.data.record_set import RecordSet
+from clipsep_jax.data_prep.embed import embed_record_set
+from clipsep_jax.data_prep.ledger import Rejection
+from clipsep_jax.data_prep.sources.inputs import Input
+from clipsep_jax.data_prep.writer import PoolRunner, write_records
 from tests.data_prep.fakes import FakeEncoder, make_inputs, read_fake, read_sound_alone
 
 

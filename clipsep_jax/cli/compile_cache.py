@@ -1,0 +1,44 @@
+"""Compiled programs kept from run to run, in the user's cache folder."""
+
+import os
+import stat
+import warnings
+from pathlib import Path
+
+import jax
+from platformdirs import user_cache_path
+
+from clipsep_jax.errors import InputWarning
+
+MAX_BYTES = 2**31
+
+
+def keep_compiled_programs() -> None:
+    """Tells JAX where to keep what it compiles.
+
+    A program that is loaded is run, so the folder must be the user's and writable by nobody else; otherwise nothing is
+    kept, and a warning says so. A folder that is chosen already (JAX_COMPILATION_CACHE_DIR) stays the one.
+    """
+    if jax.config.values["jax_compilation_cache_dir"]:
+        return
+    folder = user_cache_path("clipsep-jax") / "xla"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        trusted = _is_private(folder)
+    except OSError:
+        return  # a home that cannot be written to: compile anew every time
+    if not trusted:
+        warnings.warn(
+            f"{folder} can be written to by others, so compiled programs are not kept; make it yours alone "
+            "(chmod 700), or name another folder in JAX_COMPILATION_CACHE_DIR.",
+            InputWarning,
+            stacklevel=2,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+
+
+def _is_private(folder: Path) -> bool:
+    status = folder.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -1,0 +1,28 @@
+"""`clipsep import-torch`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+DESCRIPTION = "  clipsep import-torch best_model.pt models/nit --clip openai/clip-vit-base-patch32"
+
+
+def describe(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command."""
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT.pt", help="state dict of the official code")
+    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="model directory to write")
+    parser.add_argument("--system", metavar="NAME", help="which official model (default: told by its tensors)")
+    parser.add_argument(
+        "--clip", metavar="MODEL", help="query encoder: CLIP folder or hub id; resnet18-clip:PATH for sop"
+    )
+    parser.add_argument(
+        "--train-args", type=Path, metavar="train-args.json", help="the run's settings, labels and table"
+    )
+
+
+def run(options: argparse.Namespace, _: Sequence[str]) -> None:
+    """Writes a model directory."""
+    from clipsep_jax.official.checkpoint import import_torch
+
+    out = import_torch(options.checkpoint, options.out, options.system, options.clip, options.train_args)
+    print(f"The model is in {out}; see `clipsep info {out}`.")

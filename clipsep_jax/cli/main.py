@@ -1,0 +1,118 @@
+"""The command line: finds the command, imports its module alone, and turns errors into sentences and exit codes."""
+
+import argparse
+import errno
+import importlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from clipsep_jax.errors import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, InputError, InputWarning
+
+# The module of each command has DESCRIPTION, describe(parser) and run(options, overrides).
+COMMANDS = {
+    "prepare": ("prepare", "Turn videos or recordings into records for training."),
+    "train": ("train", "Train a model; run the same command again to go on."),
+    "sweep-gamma": ("sweep", "Train a model for each gamma, all at once, and plot what gamma does."),
+    "evaluate": ("evaluate", "Score a model on held-out mixtures by text and image queries (SDR)."),
+    "separate": ("separate", "Pull a sound out of a recording by a sentence."),
+    "import-torch": ("import_torch", "Turn a checkpoint of the official PyTorch code into a model directory."),
+    "export-torch": ("export_torch", "Turn a model into a checkpoint of the official PyTorch code."),
+    "info": ("info", "Say what a model directory holds."),
+    "demo": ("demo", "Run the whole job on made-up data, or on your own videos, and write a report."),
+}
+_WITH_OVERRIDES = ("train", "sweep-gamma")  # any option of the config may follow
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+        Its exit code: 0 done, 1 a failure of the machine, 2 input that cannot be used, 130 interrupted by Ctrl-C, 75
+        training stopped and saved after SIGTERM.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser(arguments)
+    options, overrides = parser.parse_known_args(arguments)
+    if overrides and arguments[0] not in _WITH_OVERRIDES:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}; see `clipsep {arguments[0]} --help`")
+    from clipsep_jax.cli.compile_cache import keep_compiled_programs
+
+    try:
+        _quiet_orbax()
+        with _plain_warnings():
+            keep_compiled_programs()
+            return options.run(options, overrides) or 0
+    except InputError as error:
+        print(f"clipsep: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    except OSError as error:
+        print(f"clipsep: {_os_error(error)}", file=sys.stderr)
+        return EXIT_FAILURE
+    except KeyboardInterrupt as stop:
+        print(f"clipsep: {str(stop) or 'interrupted'}.", file=sys.stderr)
+        return getattr(stop, "exit_code", EXIT_INTERRUPTED)
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="clipsep", description=_DESCRIPTION, allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (module_name, summary) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=summary, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if name in arguments[:1]:
+            module = importlib.import_module(f"clipsep_jax.cli.{module_name}")
+            command.description = "\n\n".join(filter(None, [summary, module.DESCRIPTION]))
+            command.set_defaults(run=module.run)
+            module.describe(command)
+    return parser
+
+
+_DESCRIPTION = "Text-queried sound separation, learned from noisy unlabeled videos (CLIPSep) in JAX."
+
+
+@cache
+def _quiet_orbax() -> None:
+    """Keeps off the screen what Orbax tells of every save, and of the errors that it raises besides."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def show_others(event: Any) -> None:
+        # Once a write has failed, its event loop is closed, and TensorStore tells of every other write that ends later.
+        if str(event.exc_value) != "Event loop is closed":
+            show(event)
+
+    sys.unraisablehook = show_others
+
+
+def _os_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    todo = "; make room and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{where}{error.strerror or error}{todo}."
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Shows our own warnings as one sentence each, the others as always."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, InputWarning):
+                print(f"clipsep: {message}", file=sys.stderr)
+            else:
+                others(message, category, *where, **more)
+
+        warnings.simplefilter("always", InputWarning)
+        warnings.showwarning = show
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

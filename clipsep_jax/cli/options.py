@@ -1,0 +1,35 @@
+"""What options of several commands share: the types of their values, and groups of them."""
+
+import argparse
+from pathlib import Path
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def not_negative(text: str) -> int:
+    """A whole number from 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
+
+
+def add_mixture_options(parser: argparse.ArgumentParser, least: int) -> None:
+    """Which mixtures to score on, at least so many."""
+    number = positive if least else not_negative
+    none = "" if least else "; 0 for no scores"
+    parser.add_argument("--split", default="test", help="which split of the records to score on (default: test)")
+    parser.add_argument(
+        "--num-mixtures", type=number, default=256, metavar="N", help=f"how many mixtures (default: 256{none})"
+    )
+
+
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    """The model to use."""
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="model directory or training workdir")

@@ -1,0 +1,37 @@
+"""`clipsep separate`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from clipsep_jax.cli.options import add_model_option
+
+DESCRIPTION = '  clipsep separate street.wav --model runs/nit --query "a photo of accordion" --out separated'
+
+
+def describe(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the command."""
+    parser.add_argument("input", type=Path, metavar="INPUT", help="wav, flac, mp3, ogg, or a video such as mp4")
+    add_model_option(parser)
+    parser.add_argument(
+        "--query", action="append", default=[], metavar="TEXT", help="what to pull out; repeatable (PIT takes none)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the wav files")
+
+
+def run(options: argparse.Namespace, _: Sequence[str]) -> None:
+    """Separates one file and prints the paths of what it writes."""
+    from clipsep_jax.separation.files import output_paths, read_recording
+    from clipsep_jax.separation.separator import Separator
+    from clipsep_jax.sound_files import write_sound
+
+    separator = Separator.load(options.model)
+    waveform = read_recording(options.input, separator.sample_rate_hz)
+    names = options.query or [f"source {n + 1}" for n in range(separator.config.model.num_learned_queries)]
+    separator.embed(options.query)
+    options.out.mkdir(parents=True, exist_ok=True)
+    paths = output_paths(options.out, options.input.stem, names)
+    separation = separator.separate(waveform, options.query, progress=True)
+    for path, sound in zip(paths, [*separation.stems, separation.residual], strict=True):
+        write_sound(path, sound, separator.sample_rate_hz)
+        print(path)

@@ -1,0 +1,139 @@
+"""From a record to one source of a mixture, cut as the official code does: a centre picture, audio around its time, a
+few pictures around it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int16, UInt8
+
+from clipsep_jax.config import Config, DataConfig, SpectrogramConfig
+from clipsep_jax.data.record import FRAMES_PER_SECOND, CorruptRecordError, Record, decode_frame
+from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, RecordSet
+from clipsep_jax.errors import InputError
+from clipsep_jax.queries.table import EmbeddingTable
+
+
+def centre_range(num_frames: int, margin: int) -> tuple[int, int]:
+    """First and last picture (counted from 1) that may be a clip's centre.
+
+    The margin on both sides shrinks for clips too short for it.
+    """
+    margin = min(margin, (num_frames - 1) // 2)
+    return margin + 1, num_frames - margin
+
+
+def crop_audio(audio: Int16[np.ndarray, "L"], centre_samples: int, num_samples: int) -> Int16[np.ndarray, "n"]:
+    """`num_samples` around a centre: short audio is tiled, outside is silence, the last sample is always 0."""
+    if len(audio) < num_samples:
+        audio = np.tile(audio, num_samples // len(audio) + 1)
+    half = num_samples // 2
+    start, end = max(0, centre_samples - half), min(len(audio), centre_samples + half)
+    crop = np.zeros(num_samples, np.int16)
+    crop[half - (centre_samples - start) : half + (end - centre_samples)] = audio[start:end]
+    return crop
+
+
+def centre_samples(centre: int, sample_rate_hz: int) -> int:
+    """Time of the middle of a picture (counted from 1), in samples."""
+    return int((centre - 0.5) / FRAMES_PER_SECOND * sample_rate_hz)
+
+
+def pictures_around(centre: int, num_frames: int, count: int) -> Int16[np.ndarray, "R"]:
+    """Indices (from 0) of the `count` pictures around a centre (from 1), the outermost repeated at the ends."""
+    indices = centre - 1 + np.arange(count) - count // 2
+    return np.clip(indices, 0, num_frames - 1).astype(np.int16)
+
+
+QueryOf = Callable[[Record, np.ndarray], np.ndarray]  # of a record and the pictures around a centre
+
+
+@dataclass(frozen=True)
+class ClipReader:
+    """Record -> one source of a mixture, as a dict of arrays with the names of `Batch`.
+
+    With `frames` it gives pictures in place of a query; with neither, sound alone.
+    """
+
+    data: DataConfig
+    spectrogram: SpectrogramConfig
+    query: QueryOf | None
+    frames: bool = False
+
+    def __call__(self, record: Record, rng: np.random.Generator | None) -> dict[str, Any]:
+        """Cuts a clip: at a random centre and gain from `rng`, or without it in the middle and as loud as it is."""
+        num_frames = self._num_frames(record)
+        low, high = centre_range(num_frames, self.data.frame_margin)
+        centre = max(1, num_frames // 2) if rng is None else int(rng.integers(low, high, endpoint=True))
+        gain = 1.0 if rng is None else rng.uniform(self.data.gain_min, self.data.gain_max)
+        middle = centre_samples(centre, self.spectrogram.sample_rate_hz)
+        sound = crop_audio(record.audio, middle, self.spectrogram.num_samples)
+        clip: dict[str, Any] = {"sources": sound, "gain": np.float32(gain)}
+        nearby = pictures_around(centre, num_frames, self.data.frames_per_clip)
+        if self.frames:
+            if not record.frames:
+                raise InputError(f"{record.id} has no stored pictures; train with --config.query.source=embeddings.")
+            return clip | {"frames": np.stack([self._decode(record, int(number)) for number in nearby])}
+        return clip if self.query is None else clip | {"query": self.query(record, nearby)}
+
+    def _decode(self, record: Record, number: int) -> UInt8[np.ndarray, "H W 3"]:
+        try:
+            return decode_frame(record.frames[number])
+        except CorruptRecordError as error:
+            message = f"{record.id}, picture {number + 1}: {error} Prepare the records again."
+            raise CorruptRecordError(message, error.reason) from error
+
+    def _num_frames(self, record: Record) -> int:
+        seconds = len(record.audio) * FRAMES_PER_SECOND // self.spectrogram.sample_rate_hz
+        return record.num_frames or max(1, seconds)
+
+
+def build_reader(config: Config, records: RecordSet, kind: str, source: str = "embeddings") -> ClipReader:
+    """The reader that gives queries of a kind, from stored embeddings or as "frames".
+
+    Raises:
+        InputError: the records cannot give such queries.
+    """
+    if source == "frames":
+        return ClipReader(config.data, config.spectrogram, None, frames=True)
+    return ClipReader(config.data, config.spectrogram, build_query(config, records, kind))
+
+
+def build_query(config: Config, records: RecordSet, kind: str) -> QueryOf | None:
+    """The one place where a kind of query becomes a function of a record; "hybrid" gives image and text, [2, Q]."""
+    if kind == "none":
+        return None
+    if kind == "label":
+        numbers = {label: np.array(number, np.int32) for number, label in enumerate(records.labels)}
+        return lambda record, _: numbers[record.label]
+    if kind == "sentence":
+        table = EmbeddingTable.load(Path(config.query.table))
+        _check_query_size(config, config.query.table, table.vectors.shape[1])
+        return lambda record, _: table.lookup(record.label)
+    if records.query_size is None:
+        raise InputError(
+            f"{records.folder} holds no embeddings; prepare it with --clip, or train with --config.query.source=frames."
+        )
+    _check_query_size(config, str(records.folder), records.query_size)
+    if kind == "image":
+        return _image_query
+    texts = EmbeddingTable.load(records.folder / LABEL_EMBEDDINGS_NAME)
+    if kind == "text":
+        return lambda record, _: texts.lookup(record.label)
+    return lambda record, nearby: np.stack([_image_query(record, nearby), texts.lookup(record.label)])
+
+
+def _image_query(record: Record, nearby: np.ndarray) -> Float32[np.ndarray, "Q"]:
+    assert record.frame_embeddings is not None
+    return record.frame_embeddings[nearby].mean(axis=0)
+
+
+def _check_query_size(config: Config, where: str, size: int) -> None:
+    if size != config.model.query_size:
+        raise InputError(
+            f"{where} holds embeddings of size {size}, the config expects {config.model.query_size}; "
+            f"set --config.model.query_size={size}."
+        )

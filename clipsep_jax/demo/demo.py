@@ -1,0 +1,153 @@
+"""The whole job in one command: records, query encoder, training, evaluation, separation, report."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from clipsep_jax.config import Config
+from clipsep_jax.configs import clipsep_nit
+from clipsep_jax.data.record_set import RecordSet
+from clipsep_jax.demo.own_videos import prepare_own_videos
+from clipsep_jax.demo.page import Example, write_report
+from clipsep_jax.demo.toy.records import make_toy_records
+from clipsep_jax.errors import InputError
+from clipsep_jax.evaluation.protocols import draw_pairs
+from clipsep_jax.evaluation.scores import Evaluation
+from clipsep_jax.evaluation.tables import table, write_scores
+from clipsep_jax.files import atomic_write
+from clipsep_jax.metrics import sdr
+from clipsep_jax.separation.separator import Separator
+from clipsep_jax.sound_files import write_sound
+from clipsep_jax.training.curves import read_metrics
+from clipsep_jax.training.loop import train
+
+NUM_MIXTURES = 128
+NUM_EXAMPLES = 4
+VIDEO_STEPS = 600
+MIN_VIDEO_STEPS = 200  # with fewer, scores say nothing
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of each stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str, announcement: str) -> Iterator[None]:
+        """Announces a stage and takes its time."""
+        tqdm.write(f"== {announcement}")
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+
+    def report(self) -> dict[str, float]:
+        return {"total": round(sum(self.seconds.values()), 2), **self.seconds}
+
+
+def run_demo(
+    out: Path,
+    *,
+    videos: Path | None = None,
+    labels: Path | None = None,
+    clip: str | None = None,
+    steps: int | None = None,
+) -> Path:
+    """Runs everything below `out`, on made-up clips or on a folder of videos; finished stages are not done again.
+
+    Args:
+        out: gets records/, run/, audio/, figures/, scores/, report.json and report.html.
+        videos: folder of videos, in place of the toy set.
+        labels: CSV `video,label` of the videos; needed unless `clip` is given.
+        clip: CLIP folder or hub id for the videos; without it a miniature one is trained on their pictures and labels.
+        steps: training steps of the separator.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        InputError: the videos or the labels cannot be used.
+    """
+    if videos is None and (labels or clip):
+        raise InputError("--labels and --clip describe your own videos; give them with --videos.")
+    watch = Stopwatch()
+    with watch.stage("data", "Making records and their query encoder"):
+        records, config = _toy(out, steps) if videos is None else _own(out, steps, videos, labels, clip)
+    draw_pairs(records.split("test").entries, NUM_MIXTURES, seed=0)  # refuses what cannot be scored before training
+    with watch.stage("train", "Training CLIPSep-NIT on sounds and pictures; text is not used"):
+        train(config, out / "run")
+    with watch.stage("evaluate", "Scoring on held-out mixtures"):
+        evaluation = Evaluation(Separator.load(out / "run"), records, "test", NUM_MIXTURES)
+        summary, rows = evaluation.run()
+        write_scores(out / "scores", summary, rows)
+    with watch.stage("separate", "Separating some of them"):
+        examples = separate_examples(evaluation, out / "audio")
+    report = summary | {"loss": _fall(read_metrics(out / "run")), "seconds": watch.report()}
+    with atomic_write(out / "report.json") as file:
+        file.write(json.dumps(report, indent=2).encode() + b"\n")
+    path = write_report(out, report, examples)
+    print(table(summary))
+    loss = report["loss"]
+    print(f"Training loss: {loss['first_tenth']:.3f} in the first tenth, {loss['last_tenth']:.3f} in the last.")
+    print(f"{report['seconds']['total']:.0f} s in all.")
+    return path
+
+
+def _toy(out: Path, steps: int | None) -> tuple[RecordSet, Config]:
+    config = clipsep_nit.get_config("toy")
+    config.data.records = str(out / "records")
+    config.train.steps = steps or config.train.steps
+    make_toy_records(out / "records", config.toy.num_clips, config.toy.encoder_steps)
+    return RecordSet(out / "records"), Config.from_config_dict(config)
+
+
+def _own(out: Path, steps: int | None, videos: Path, labels: Path | None, clip: str | None) -> tuple[RecordSet, Config]:
+    if steps and steps < MIN_VIDEO_STEPS:
+        raise InputError(f"{steps} steps are too few to learn from videos; give --steps {MIN_VIDEO_STEPS} or more.")
+    if not labels and not clip:
+        raise InputError("Without --clip a miniature one is trained on names: give them with --labels CSV.")
+    prepare_own_videos(videos, out / "records", labels, clip)
+    records = RecordSet(out / "records")
+    config = clipsep_nit.get_config("toy")
+    config.toy.num_clips = 0
+    config.data.records = str(out / "records")
+    config.model.query_size = records.query_size
+    config.train.steps = steps or VIDEO_STEPS
+    return records, Config.from_config_dict(config)
+
+
+def _fall(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean training loss over the first and the last tenth of the run."""
+    losses = [line["loss"] for line in metrics]
+    tenth = max(1, len(losses) // 10)
+    return {"first_tenth": float(np.mean(losses[:tenth])), "last_tenth": float(np.mean(losses[-tenth:]))}
+
+
+def separate_examples(evaluation: Evaluation, folder: Path) -> list[Example]:
+    """Separates the first held-out mixtures of different targets, and writes what goes in and what comes out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first = {evaluation.split.entries[pair.target].label: pair for pair in reversed(evaluation.pairs)}
+    examples = []
+    for number, pair in enumerate(list(first.values())[:NUM_EXAMPLES]):
+        mixtures = evaluation.read([pair])
+        mixture, target = mixtures.mixture[0], mixtures.sources[0, 0]
+        label, other = mixtures.labels[0]
+        queries = evaluation.queries(mixtures, evaluation.kinds[0])
+        assert queries is not None
+        # Through the same door as a user's file.
+        stems = evaluation.separator.separate(mixture, list(queries[0])).stems
+        sounds = {"mixture": mixture, "target": target, "estimate": stems[0], "wrong query": stems[1]}
+        files = {}
+        for name, sound in sounds.items():
+            files[name] = folder / f"{number}_{name.replace(' ', '_')}.wav"
+            write_sound(files[name], sound.astype(np.float32), evaluation.separator.sample_rate_hz)
+        scores = {name: float(sdr(target, sound)) for name, sound in sounds.items() if name != "target"}
+        examples.append(Example(label, other, sounds, files, scores, evaluation.config.spectrogram))
+    return examples

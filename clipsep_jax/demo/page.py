@@ -1,0 +1,119 @@
+"""The demo's report: a page with scores, curves, spectrograms and players."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from clipsep_jax.config import SpectrogramConfig
+from clipsep_jax.pages import finish_axes, html_image, html_table, plot_curve, save_figure, write_page
+from clipsep_jax.spectrogram import stft
+from clipsep_jax.training.curves import read_metrics
+
+_FLOOR_DB = -70.0
+
+
+@dataclass(frozen=True)
+class Example:
+    """One separated mixture: sounds by name, their files, and the SDR of the target in each, in dB."""
+
+    label: str
+    other: str
+    sounds: dict[str, np.ndarray]
+    files: dict[str, Path]
+    sdr: dict[str, float]
+    spectrogram: SpectrogramConfig
+
+
+def write_report(out: Path, report: dict[str, Any], examples: Sequence[Example]) -> Path:
+    """Writes figures/ and report.html below `out`, for a run in `out`/run; returns the page's path."""
+    figures = out / "figures"
+    figures.mkdir(exist_ok=True)
+    curves = save_figure(_curves(read_metrics(out / "run")), figures / "curves.png")
+    parts = [_INTRODUCTION, _score_table(report), "<h2>Training</h2>", html_image(curves, out), "<h2>Examples</h2>"]
+    for number, example in enumerate(examples):
+        picture = save_figure(_spectrograms(example), figures / f"example_{number}.png")
+        parts += [_example_title(example), html_image(picture, out), _players(example, out)]
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in report["seconds"].items())
+    parts.append(f"<p>Time: {html.escape(seconds)}.</p>")
+    return write_page(out / "report.html", "clipsep demo", parts)
+
+
+_INTRODUCTION = """<h1>Pulling sounds out of mixtures by a sentence</h1>
+<p>The separator was trained on sounds and pictures alone. The queries are sentences such as
+&ldquo;a photo of drum&rdquo;, embedded by the CLIP whose picture embeddings it was trained with.
+Scores are of the target source, on held-out mixtures of two sounds.</p>
+"""
+
+_MEANING = {
+    "mixture": "the mixture itself, unseparated",
+    "ideal_binary_mask": "the true binary mask, which the network learns to predict",
+    "text": "queried by the target's name",
+    "image": "queried by the target's pictures",
+    "wrong_query": "queried for the other sound",
+    "wrong_image_query": "queried by the other sound's pictures",
+}
+
+
+def _score_table(report: dict[str, Any]) -> str:
+    base = report["mixture"]["sdr_mean"]
+    rows = []
+    for name, row in report.items():
+        if "sdr_mean" in row:
+            mean = f"{row['sdr_mean']:.2f} ± {row['sdr_sem']:.2f}"
+            gain = f"{row['sdr_mean'] - base:+.2f}"
+            rows.append([name, mean, f"{row['sdr_median']:.2f}", gain, _MEANING.get(name, "")])
+    table = html_table(["estimate", "SDR mean ± s.e.", "median", "gain", ""], rows)
+    return f"{table}<p>{report['mixture']['num']} mixtures; SDR in dB.</p>"
+
+
+def _example_title(example: Example) -> str:
+    scores = ", ".join(f"{name} {value:.1f} dB" for name, value in example.sdr.items())
+    return (
+        f"<h3>{html.escape(example.label)} out of {html.escape(example.other)}</h3><p>SDR: {html.escape(scores)}.</p>"
+    )
+
+
+def _players(example: Example, out: Path) -> str:
+    players = [
+        f'<div>{name}<audio controls preload="none" src="{path.relative_to(out).as_posix()}"></audio></div>'
+        for name, path in example.files.items()
+    ]
+    return f'<div class="players">{"".join(players)}</div>'
+
+
+def _curves(metrics: Sequence[dict[str, Any]]) -> Figure:
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    loss, activation = figure.subplots(1, 2)
+    plot_curve(loss, metrics, "loss", "training")
+    plot_curve(loss, metrics, "validation_loss_image", "held out, image query")
+    plot_curve(loss, metrics, "validation_loss_text", "held out, text query")
+    finish_axes(loss, "loss")
+    plot_curve(activation, metrics, "mean_query_activation", "query masks")
+    plot_curve(activation, metrics, "mean_noise_activation", "noise masks")
+    finish_axes(activation, "mean activation (sum of two masks)")
+    return figure
+
+
+def _spectrograms(example: Example) -> Figure:
+    figure = Figure(figsize=(12, 3), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(example.sounds), sharey=True))
+    levels = {name: _decibels(sound, example.spectrogram) for name, sound in example.sounds.items()}
+    top = max(level.max() for level in levels.values())
+    for plot, (name, level) in zip(axes, levels.items(), strict=True):
+        seconds = len(example.sounds[name]) / example.spectrogram.sample_rate_hz
+        extent = (0, seconds, 0, example.spectrogram.sample_rate_hz / 2000)
+        plot.imshow(level, origin="lower", aspect="auto", vmin=top + _FLOOR_DB, vmax=top, extent=extent, cmap="magma")
+        plot.set(title=name, xlabel="s")
+    axes[0].set_ylabel("kHz")
+    return figure
+
+
+def _decibels(sound: np.ndarray, config: SpectrogramConfig) -> np.ndarray:
+    magnitude = np.abs(np.asarray(stft(jnp.asarray(sound), config)))
+    return 20 * np.log10(np.maximum(magnitude, 1e-5))

@@ -1,0 +1,1 @@
+"""Made-up sounds, pictures and a miniature CLIP."""

@@ -1,0 +1,63 @@
+"""The names of query encoders, and where a name becomes an encoder.
+
+    clip:PLACE            a CLIP; a PLACE alone means the same
+    resnet18:PLACE        the dilated ResNet-18 of Sound of Pixels, pictures normalised as those of ImageNet
+    resnet18-clip:PLACE   the same, pictures normalised as CLIP's, which models of the official code need
+
+PLACE is a folder or a Hugging Face id; of a ResNet-18 also a file (see `load_resnet`).
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from clipsep_jax.encoders.clip import ClipEncoder, load_clip
+from clipsep_jax.encoders.resnet import ResnetEncoder, load_resnet
+from clipsep_jax.errors import InputError
+from clipsep_jax.hub import copy_folder
+
+_CLIP = "clip"
+_RESNET_PICTURES = {"resnet18": "imagenet", "resnet18-clip": "clip"}
+KINDS = (_CLIP, *_RESNET_PICTURES)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Kind and place of an encoder's name."""
+    kind, colon, place = name.partition(":")
+    return (kind, place) if colon and kind in KINDS else (_CLIP, name)
+
+
+def moved_name(name: str, place: Path) -> str:
+    """The name of the same encoder at another place."""
+    kind, _ = split_name(name)
+    return str(place) if kind == _CLIP else f"{kind}:{place}"
+
+
+def load_encoder(name: str) -> ClipEncoder | ResnetEncoder:
+    """Load an encoder by its name; a local place becomes absolute in the name that the encoder keeps.
+
+    Raises:
+        InputError: the name is of no known kind, or its files are missing, damaged or of another network.
+    """
+    kind, place = split_name(name)
+    if kind in _RESNET_PICTURES:
+        kept = moved_name(name, Path(place).resolve()) if Path(place).exists() else name
+        return replace(load_resnet(place, _RESNET_PICTURES[kind]), name=kept)
+    if ":" in place and not Path(place).is_dir():
+        known = ", ".join(f"{kind}:" for kind in KINDS)
+        raise InputError(f"'{name}' begins with no kind of encoder; the kinds are {known}.")
+    return load_clip(place)
+
+
+def copy_encoder(name: str, folder: Path) -> None:
+    """Copy a local encoder into a folder, where `moved_name` finds it; one of the Hub is left where it is.
+
+    Raises:
+        InputError: its files are damaged or incomplete.
+    """
+    kind, place = split_name(name)
+    if not Path(place).exists():
+        return
+    if kind == _CLIP:
+        copy_folder(Path(place), folder)
+    else:
+        load_resnet(place).save(folder)

@@ -1,0 +1,1 @@
+"""The files of the official PyTorch code, read and written."""

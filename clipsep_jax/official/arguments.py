@@ -1,0 +1,227 @@
+"""The files of an official run beside its checkpoint: `train-args.json`, the label map, the sentence embeddings."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipsep_jax.config import Config
+from clipsep_jax.encoders.registry import split_name
+from clipsep_jax.errors import InputError
+from clipsep_jax.files import atomic_write
+from clipsep_jax.model_dir import TABLE_FILE, ModelDir
+from clipsep_jax.queries.table import EmbeddingTable
+from clipsep_jax.tensors import read_torch_tensors
+
+ARGS_FILE = "train-args.json"
+
+# Official arguments and the options that they are here.
+_OPTIONS = {
+    "audio_len": "spectrogram.num_samples",
+    "audio_rate": "spectrogram.sample_rate_hz",
+    "n_fft": "spectrogram.fft_size",
+    "hop_len": "spectrogram.hop_samples",
+    "weighted_loss": "mixing.weighted",
+    "n_mix": "data.num_sources",
+    "batch_size": "data.batch_size",
+    "frames": "data.frames_per_clip",
+    "frame_margin": "data.frame_margin",
+    "drop_closest": "data.drop_closest",
+    "drop_closest_steps": "data.drop_closest_from_step",
+    "reg2_coef": "objective.regularizer_weight",
+    "reg2_epsilon": "objective.gamma",
+    "pit_warmup_steps": "objective.noise_warmup_steps",
+    "steps": "train.steps",
+    "valid_steps": "train.validate_every",
+    "seed": "train.seed",
+    "lr": "optimizer.learning_rate",
+    "lr_warmup_steps": "optimizer.warmup_steps",
+    "lr_decay_steps": "optimizer.decay_end_step",
+    "lr_decay_multiplier": "optimizer.final_factor",
+    "grad_norm_clip": "optimizer.max_gradient_norm",
+}
+# The sigmoid of a mask and the frequency warp are not optional here.
+_FIXED = {"log_freq": True, "binary_mask": True}
+
+_IMAGE_MODELS = {"clipsep_nit": "clipsepnit", "labelsep": "label_only", "bertsep": "bert", "sop": "sop", "pit": "pit"}
+
+# Sizes that the official code does not let one choose.
+_OFFICIAL_WIDTH, _OFFICIAL_LEVELS, _OFFICIAL_BINS, _OFFICIAL_SOURCES = 64, 5, 256, 2
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    """What a run's `train-args.json` says; nothing, where there is none."""
+
+    folder: Path = Path()
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def changes(self, *, by_clip: bool) -> dict[str, Any]:
+        """The options of our config that it sets; `by_clip` where CLIP encodes the queries."""
+        found = {path: self.values.get(name) for name, path in _OPTIONS.items()}
+        if by_clip:
+            found["query.kind"] = self.values.get("train_mode")
+        return {path: value for path, value in found.items() if value is not None}
+
+    def labels(self, count: int) -> list[str]:
+        """The labels in the order of their numbers; the numbers themselves, where the label map cannot be found.
+
+        Raises:
+            InputError: the label map does not number so many labels.
+        """
+        path = self._file("label_map_filename")
+        if path is None:
+            return [str(i) for i in range(count)]
+        numbers = _read_json(path)
+        if sorted(numbers.values(), key=str) != sorted(range(count), key=str):
+            raise InputError(f"{path} does not number the checkpoint's {count} labels from 0 on; give the run's own.")
+        return sorted(numbers, key=lambda label: numbers[label])
+
+    def sentence_table(self, query_size: int) -> EmbeddingTable | None:
+        """The embeddings of the labels, where their file can be found.
+
+        Raises:
+            InputError: it holds vectors of another size.
+        """
+        path = self._file("bert_embeddings")
+        if path is None:
+            return None
+        tensors = read_torch_tensors(path)
+        if not tensors or any(tensor.size != query_size for tensor in tensors.values()):
+            raise InputError(f"{path} does not hold vectors of size {query_size}; give the run's own.")
+        vectors = np.stack([tensor.reshape(-1) for tensor in tensors.values()])
+        return EmbeddingTable(tuple(map(str, tensors)), vectors.astype(np.float32))
+
+    def _file(self, name: str) -> Path | None:
+        """A file that is named there, where it was or beside `train-args.json`."""
+        if not self.values.get(name):
+            return None
+        path = Path(str(self.values[name]))
+        return next((place for place in (path, self.folder / path.name) if place.is_file()), None)
+
+
+def read_train_args(path: Path) -> TrainArgs:
+    """Reads a run's arguments.
+
+    Raises:
+        InputError: it is no such file, or the run is of a kind that does not exist here.
+    """
+    values = _read_json(path)
+    for name, value in (_FIXED | {"win_len": values.get("n_fft")}).items():
+        if values.get(name, value) != value:
+            raise InputError(f"{path} has {name} = {values[name]}; only models with {name} = {value} can be read.")
+    return TrainArgs(path.parent, values)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}); give the file of an official run.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no names and values; give the file of an official run.")
+    return values
+
+
+def official_system(model: ModelDir) -> str:
+    """The official system that a model is.
+
+    Raises:
+        InputError: it is none, or has sizes that the official code does not know.
+    """
+    config = model.config
+    encoder, _ = split_name(model.encoder.name if model.encoder else config.query.encoder)
+    kinds = {"label": "labelsep", "sentence": "bertsep", "none": "pit"}
+    parts = {
+        f"clipsep_{config.model.fusion}": config.model.fusion != "late",
+        "clipsep_nit": config.model.num_noise_heads > 0,
+        kinds.get(config.query.kind, ""): config.query.kind in kinds,
+        "sop": encoder.startswith("resnet18"),
+    }
+    systems = [name for name, present in parts.items() if present] or ["clipsep"]
+    if len(systems) > 1:
+        raise InputError(f"{model.folder} is {' and '.join(systems)} at once, which no official class is.")
+    if systems == ["sop"] and encoder != "resnet18-clip":
+        raise InputError(
+            f"{model.folder} was not trained on CLIP's colours, which the official code gives a ResNet-18."
+        )
+    _check_sizes(model, systems[0])
+    return systems[0]
+
+
+def _check_sizes(model: ModelDir, system: str) -> None:
+    config, network = model.config, model.config.model
+    found = {
+        "width": (network.width, _OFFICIAL_WIDTH),
+        "number of levels": (min(network.num_levels, _OFFICIAL_LEVELS), _OFFICIAL_LEVELS),
+        "number of frequency bins": (config.spectrogram.num_warped_bins, _OFFICIAL_BINS),
+    }
+    if system != "pit":
+        found["query size"] = (network.query_size, 256 if system == "bertsep" else 512)
+    if system in ("pit", "clipsep_nit"):
+        masks = network.num_learned_queries if system == "pit" else network.num_noise_heads
+        found["number of sources"] = (config.data.num_sources, _OFFICIAL_SOURCES)
+        found["number of masks"] = (masks, _OFFICIAL_SOURCES)
+    for name, (value, official) in found.items():
+        if value != official:
+            raise InputError(f"The {name} of {model.folder} is {value}, but the official code fixes it at {official}.")
+
+
+def write_official_files(model: ModelDir, system: str, folder: Path) -> None:
+    """Writes what stands beside the checkpoint; the official code finds the other files by absolute paths.
+
+    Raises:
+        InputError: a model of sentences lacks their embeddings.
+    """
+    values = _official_args(model.config, system)
+    if system == "labelsep":
+        numbers = {label: i for i, label in enumerate(model.labels)}
+        values["label_map_filename"] = _write_json(folder / "labels.json", numbers)
+    if system == "bertsep":
+        table = EmbeddingTable.load(model.folder / TABLE_FILE)
+        numbers = {label: i for i, label in enumerate(table.labels)}
+        values["label_map_filename"] = _write_json(folder / "labels.json", numbers)
+        values["bert_embeddings"] = _write_table(folder / "bert_embeddings.pt", table)
+    _write_json(folder / ARGS_FILE, values)
+
+
+def _official_args(config: Config, system: str) -> dict[str, Any]:
+    groups = config.to_dict()
+    values = {name: groups[path.split(".")[0]][path.split(".")[1]] for name, path in _OPTIONS.items()}
+    by_clip = system.startswith("clipsep")
+    return values | {
+        **_FIXED,
+        "drop_closest": config.data.drop_closest or None,
+        "win_len": config.spectrogram.fft_size,
+        "image_model": _IMAGE_MODELS.get(system, "clip"),
+        "train_mode": config.query.kind if by_clip else "image",
+        "fusion": config.model.fusion,
+        "channels": config.model.num_channels,
+        "layers": config.model.num_levels,
+        "n_labels": config.model.num_labels or None,
+        "label_map_filename": None,
+        "bert_embeddings": None,
+        "loss": "bce",
+        "img_size": 224,
+        "fps": 1,
+        "stride_frames": 1,
+        "reg_coef": 0,
+        "reg_epsilon": 0.1,
+    }
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> str:
+    with atomic_write(path) as file:
+        file.write(json.dumps(values, indent=2).encode() + b"\n")
+    return str(path.resolve())
+
+
+def _write_table(path: Path, table: EmbeddingTable) -> str:
+    import torch
+
+    with atomic_write(path) as file:
+        rows = zip(table.labels, table.vectors, strict=True)
+        torch.save({label: torch.from_numpy(vector.copy())[None] for label, vector in rows}, file)
+    return str(path.resolve())

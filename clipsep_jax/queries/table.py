@@ -1,0 +1,89 @@
+"""A table of embeddings, one a label."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from clipsep_jax.errors import InputError
+from clipsep_jax.files import atomic_write
+from clipsep_jax.queries.prompts import nearest_labels
+
+_TENSOR_NAME = "vectors"
+
+
+def read_table(labels: Path, vectors: Path) -> "EmbeddingTable":
+    """A table from a text file with one label a line, and a NumPy file with their embeddings [n, Q].
+
+    Raises:
+        InputError: a file is missing or damaged, or they do not fit together.
+    """
+    try:
+        names = tuple(line.strip() for line in labels.read_text("utf-8").splitlines() if line.strip())
+        array = np.load(vectors, allow_pickle=False)
+        return EmbeddingTable(names, np.asarray(array, np.float32, copy=True))
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename} does not exist; see docs/sentences.md for how to make it.") from error
+    except (ValueError, EOFError, TypeError) as error:
+        raise InputError(f"{vectors} and {labels} make no table of embeddings: {error}.") from error
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingTable:
+    """One embedding a label.
+
+    Raises:
+        ValueError: labels repeat, or are not as many as the vectors.
+    """
+
+    labels: tuple[str, ...]
+    vectors: Float32[np.ndarray, "n Q"]
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or not len(set(self.labels)) == len(self.labels) == len(self.vectors):
+            raise ValueError("an embedding table needs one vector for each of its labels, all different")
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {label: row for row, label in enumerate(self.labels)}
+
+    def lookup(self, label: str) -> Float32[np.ndarray, "Q"]:
+        """Give the embedding of a label.
+
+        Raises:
+            InputError: the table does not know the label; the nearest ones are listed.
+        """
+        if label not in self._rows:
+            nearest = ", ".join(nearest_labels(label, self.labels))
+            raise InputError(f"There is no embedding of the label {label!r}; the nearest are {nearest}.")
+        return self.vectors[self._rows[label]]
+
+    def save(self, path: Path) -> None:
+        """Write the table as safetensors, the labels as JSON in its metadata."""
+        from safetensors.numpy import save
+
+        data = save({_TENSOR_NAME: self.vectors}, metadata={"labels": json.dumps(self.labels)})
+        with atomic_write(path) as file:
+            file.write(data)
+
+    @classmethod
+    def load(cls, path: Path) -> "EmbeddingTable":
+        """Read a table.
+
+        Raises:
+            InputError: the file is missing or is no such table.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not path.is_file():
+            raise InputError(f"There is no table of embeddings {path}; make it with `clipsep prepare`.")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                labels = json.loads((file.metadata() or {})["labels"])
+                vectors = file.get_tensor(_TENSOR_NAME)
+            return cls(tuple(str(label) for label in labels), vectors.astype(np.float32, casting="equiv", copy=False))
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is no table of embeddings ({error}); make it again.") from error

@@ -1,0 +1,29 @@
+"""Recordings in, and the names of the files that come out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def read_recording(path: Path, sample_rate_hz: int) -> Any:
+    """The mono sound of a sound or video file."""
+    from clipsep_jax.sound_files import SOUND_SUFFIXES, read_sound
+
+    if path.suffix.lower() in SOUND_SUFFIXES or not path.is_file():
+        return read_sound(path, sample_rate_hz)
+    from clipsep_jax.data_prep.decode.media import read_sound_of
+
+    return read_sound_of(path)
+
+
+def output_paths(folder: Path, name: str, queries: Sequence[str]) -> list[Path]:
+    """NAME_QUERY.wav for every query and NAME_residual.wav, all different."""
+    endings = [*map(_file_name, queries), "residual"]
+    endings = [e if endings.count(e) == 1 or i == len(queries) else f"{e}_{i + 1}" for i, e in enumerate(endings)]
+    return [folder / f"{name}_{ending}.wav" for ending in endings]
+
+
+def _file_name(query: str) -> str:
+    letters = "".join(c if c.isalnum() else "-" for c in query.lower())
+    short = "-".join(filter(None, letters.split("-"))).encode()[:80].decode(errors="ignore")
+    return short or "query"

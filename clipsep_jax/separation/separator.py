@@ -1,0 +1,212 @@
+"""Separation of recordings of any length by queries."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int, Int32, PyTree, UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from clipsep_jax.config import Config
+from clipsep_jax.encoders.clip import ClipEncoder
+from clipsep_jax.encoders.registry import load_encoder
+from clipsep_jax.encoders.resnet import ResnetEncoder
+from clipsep_jax.errors import InputError
+from clipsep_jax.model_dir import TABLE_FILE, ModelDir, open_model_dir
+from clipsep_jax.queries.prompts import nearest_labels
+from clipsep_jax.queries.table import EmbeddingTable
+from clipsep_jax.separation.chunks import chunk_starts, triangle
+from clipsep_jax.spectrogram import istft, log_warped_magnitude, stft, unwarp
+from clipsep_jax.structures import AnyArray, MaskLogits
+
+Query = str | Image.Image | np.ndarray
+
+CHUNKS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Separation:
+    """What separation gives, at the model's sample rate and as long as the input.
+
+    Attributes:
+        stems: one a query.
+        residual: the input without the stems.
+    """
+
+    stems: Float32[np.ndarray, "N L"]
+    residual: Float32[np.ndarray, " L"]
+
+
+class Separator:
+    """A trained model and its query encoder, ready to separate.
+
+    Long input is cut into chunks of the training length that overlap by half and are cross-faded. A chunk is masked
+    by itself, so the result depends a little on where chunks begin.
+    """
+
+    def __init__(self, model_dir: ModelDir):
+        self.model_dir = model_dir
+        self.config: Config = model_dir.config
+        self.sample_rate_hz = self.config.spectrogram.sample_rate_hz
+        self._graphdef, self._state = nnx.split(model_dir.load_model())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Separator":
+        """Loads a model directory, or the best model of a training workdir.
+
+        Raises:
+            InputError: there is no model, or it is damaged.
+        """
+        return cls(open_model_dir(path))
+
+    @cached_property
+    def encoder(self) -> ClipEncoder | ResnetEncoder:
+        """The query encoder; loaded when it is first needed.
+
+        Raises:
+            InputError: it cannot be found, or its embeddings have another size than the model takes.
+        """
+        encoder = load_encoder(self.model_dir.encoder_name)
+        if encoder.query_size != self.config.model.query_size:
+            raise InputError(
+                f"{encoder.name} makes embeddings of size {encoder.query_size}, but {self.model_dir.folder} takes "
+                f"{self.config.model.query_size}; it is not the encoder that the model was trained with."
+            )
+        if self.model_dir.encoder and encoder.sha256 != self.model_dir.encoder.sha256:
+            raise InputError(
+                f"{encoder.name} has other weights than the encoder that {self.model_dir.folder} was trained with; "
+                "restore that one."
+            )
+        return encoder
+
+    @cached_property
+    def table(self) -> EmbeddingTable:
+        """The embeddings of labels that a model of sentence queries was trained with."""
+        return EmbeddingTable.load(self.model_dir.folder / TABLE_FILE)
+
+    def embed(self, queries: Sequence[Query]) -> Float32[np.ndarray, "N Q"] | Int32[np.ndarray, "N"] | None:
+        """What the model takes for queries.
+
+        A query is a text, a picture, an array of pictures [R H W 3] (averaged), or an embedding [Q]; for models of
+        labels or sentences, one of their labels. A model without queries takes none.
+
+        Raises:
+            InputError: the model does not take such a query.
+        """
+        kind = self.config.query.kind
+        if kind == "none":
+            if queries:
+                raise InputError(f"{self.model_dir.folder} separates without queries; give none.")
+            return None
+        if not queries:
+            raise InputError("There is no query; say what to pull out.")
+        if kind == "label":
+            return np.array([self._label_number(query) for query in queries], np.int32)
+        return np.stack([self._embed(query) for query in queries])
+
+    def _label_number(self, query: Query) -> int:
+        labels = self.model_dir.labels
+        if query not in labels:
+            raise InputError(
+                f"{self.model_dir.folder} takes one of its {len(labels)} labels as a query, not {query!r}; "
+                f"the nearest are {', '.join(nearest_labels(str(query), labels))}."
+            )
+        return labels.index(str(query))
+
+    def _embed(self, query: Query) -> Float32[np.ndarray, " Q"]:
+        if isinstance(query, np.ndarray) and query.ndim == 1:
+            return query.astype(np.float32)
+        if isinstance(query, str):
+            by_table = self.config.query.kind == "sentence"
+            return self.table.lookup(query) if by_table else self.encoder.embed_text([query])[0]
+        pictures = np.asarray(query.convert("RGB"))[None] if isinstance(query, Image.Image) else query
+        return self.encoder.embed_frames(_as_pictures(pictures)).mean(axis=0)
+
+    @partial(jax.jit, static_argnums=0)
+    def _masked(
+        self, state: PyTree, mixtures: Float[Array, "B L"], queries: Float[Array, "B N Q"] | Int[Array, "B N"] | None
+    ) -> Float[Array, "B N L"]:
+        spectrogram = self.config.spectrogram
+        spectrum = stft(mixtures, spectrogram)
+        logits = self._logits(state, jnp.abs(spectrum), queries)
+        masks = unwarp(jax.nn.sigmoid(logits.query), spectrogram)
+        return jnp.clip(istft(masks * spectrum[:, None], spectrogram, mixtures.shape[-1]), -1, 1)
+
+    def separate_clips(
+        self, mixtures: Float[np.ndarray, "B L"], queries: Float[np.ndarray, "B N Q"] | Int[np.ndarray, "B N"] | None
+    ) -> Float[Array, "B N L"]:
+        """Separates clips of the training length, each by its own queries (see `embed`). Noise masks are not used."""
+        return self._masked(self._state, jnp.asarray(mixtures), None if queries is None else jnp.asarray(queries))
+
+    def mask_logits(
+        self, magnitude: Float[AnyArray, "F T"], queries: Float[AnyArray, "N Q"] | Int[AnyArray, "N"] | None
+    ) -> MaskLogits:
+        """Mask logits of one spectrogram, without a batch axis.
+
+        Args:
+            magnitude: linear, before 1e-10 is added; T must suit the network (a multiple of 2**num_levels).
+            queries: what `embed` gives.
+        """
+        batch = None if queries is None else jnp.asarray(queries)[None]
+        logits = self._logits(self._state, jnp.asarray(magnitude)[None], batch)
+        return jax.tree.map(lambda x: x[0], logits)
+
+    @partial(jax.jit, static_argnums=0)
+    def _logits(self, state: PyTree, magnitude: Float[Array, "B F T"], queries: Array | None) -> MaskLogits:
+        log_magnitude = log_warped_magnitude(magnitude, self.config.spectrogram)
+        return nnx.merge(self._graphdef, state)(log_magnitude, queries)
+
+    def separate(
+        self, waveform: Float[np.ndarray, " L"], queries: Sequence[Query], *, progress: bool = False
+    ) -> Separation:
+        """Pulls the sound of every query out of a recording.
+
+        Args:
+            waveform: mono, at `sample_rate_hz`, within [-1, 1].
+            queries: see `embed`.
+            progress: show a bar on stderr.
+
+        Raises:
+            InputError: the recording is empty or holds values that are no numbers, or a query does not suit the model.
+        """
+        if not len(waveform) or not np.isfinite(waveform).all():
+            raise InputError("The recording is empty or holds values that are no numbers; give one with sound.")
+        embeddings = self.embed(queries)
+        num_stems = len(queries) or self.config.model.num_learned_queries
+        stems = np.zeros((num_stems, len(waveform)), np.float32)
+        total = np.zeros(len(waveform), np.float32)
+        chunk = self.config.spectrogram.num_samples
+        starts = chunk_starts(len(waveform), chunk)
+        fade = triangle(chunk)
+        for first in tqdm(range(0, len(starts), CHUNKS_AT_ONCE), unit="chunks", disable=not progress):
+            some = starts[first : first + CHUNKS_AT_ONCE]
+            for start, separated in zip(some, self._separate_chunks(waveform, some, embeddings), strict=True):
+                length = min(chunk, len(waveform) - start)
+                stems[:, start : start + length] += separated[:, :length] * fade[:length]
+                total[start : start + length] += fade[:length]
+        stems /= total
+        return Separation(stems, (waveform - stems.sum(axis=0)).astype(np.float32))
+
+    def _separate_chunks(
+        self, waveform: np.ndarray, starts: Sequence[int], embeddings: np.ndarray | None
+    ) -> Float[np.ndarray, "b N L"]:
+        """The chunks at `starts`, filled up to CHUNKS_AT_ONCE so that one program serves all."""
+        chunk = self.config.spectrogram.num_samples
+        mixtures = np.zeros((CHUNKS_AT_ONCE, chunk), np.float32)
+        for row, start in zip(mixtures, starts, strict=False):
+            # Short recordings are tiled, as in training.
+            row[:] = np.resize(waveform[start : start + chunk], chunk)
+        queries = None if embeddings is None else np.broadcast_to(embeddings, (CHUNKS_AT_ONCE, *embeddings.shape))
+        return np.asarray(self.separate_clips(mixtures, queries))[: len(starts)]
+
+
+def _as_pictures(pictures: np.ndarray) -> UInt8[np.ndarray, "R H W 3"]:
+    if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:
+        raise InputError(f"Pictures must be uint8 of shape [R, H, W, 3], not {pictures.dtype} {pictures.shape}.")
+    return pictures

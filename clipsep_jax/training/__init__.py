@@ -1,0 +1,1 @@
+"""Training: one model, or a sweep of several."""

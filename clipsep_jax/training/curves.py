@@ -1,0 +1,71 @@
+"""The curves of a run: metrics.jsonl and TensorBoard."""
+
+import json
+import os
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from clipsep_jax.files import atomic_write, naming
+from clipsep_jax.training.tensorboard import Board
+
+FILE_NAME = "metrics.jsonl"
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of a workdir's metrics.jsonl, without a torn last one."""
+    path = workdir / FILE_NAME
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    metrics = []
+    for line in lines:
+        try:
+            metrics.append(json.loads(line))
+        except ValueError:
+            break
+    return metrics
+
+
+class MetricsLog:
+    """Appends scalars; on resuming, what came after the restored step is removed first.
+
+    Attributes:
+        board: TensorBoard alone, for pictures, sounds and what differs between equal runs; None where another process
+            writes.
+    """
+
+    def __init__(self, workdir: Path, start: int, writing: bool = True):
+        """Open the files; `writing` is for one process of several."""
+        self.board: Board | None = None
+        if not writing:
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._path = workdir / FILE_NAME
+        kept = [metrics for metrics in read_metrics(workdir) if metrics["step"] <= start]
+        with atomic_write(self._path) as file:
+            file.writelines(json.dumps(metrics).encode() + b"\n" for metrics in kept)
+        self._file = self._path.open("a", encoding="utf-8")
+        self.board = Board(workdir / "tensorboard", start)
+
+    def write(self, step: int, metrics: dict[str, float], board_only: dict[str, float] | None = None) -> None:
+        """Appends one line and one point a curve; `board_only` has curves for TensorBoard alone."""
+        if self.board is None:
+            return
+        with naming(self._path):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
+        for name, value in (metrics | (board_only or {})).items():
+            self.board.scalar(name, step, value)
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if self.board is None:
+            return
+        # After an error, such as a full disk, closing may meet the same one.
+        with suppress(OSError) if kind else nullcontext():
+            os.fsync(self._file.fileno())
+        with suppress(OSError) if kind else nullcontext():
+            self._file.close()
+        with suppress(OSError) if kind else nullcontext():
+            self.board.close()

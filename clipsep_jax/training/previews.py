@@ -1,0 +1,78 @@
+"""What a model makes of a few held-out mixtures, as pictures and sounds for TensorBoard."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+from matplotlib.figure import Figure
+
+from clipsep_jax.mixing import apply_gain
+from clipsep_jax.spectrogram import istft, stft, unwarp
+from clipsep_jax.structures import Batch
+from clipsep_jax.training.devices import put_batch, replicated
+from clipsep_jax.training.setup import Run
+from clipsep_jax.training.step import TrainState
+from clipsep_jax.training.tensorboard import Board
+
+_FLOOR_DB = -70
+
+
+class Samples:
+    """The first mixtures of the first validation batch, separated by the model as it is."""
+
+    def __init__(self, run: Run):
+        self._run = run
+        self._separate = jax.jit(self._separated, out_shardings=replicated(run.mesh))
+
+    def show(self, boards: Sequence[Board | None], step: int, state: TrainState) -> None:
+        """Show the masks and sounds that each member gives; all processes take part, one has the boards."""
+        if self._run.shown is None or not self._run.config.train.board_mixtures:
+            return
+        batch = put_batch(self._run.shown, self._run.mesh)
+        for number, board in enumerate(boards):
+            variables = self._run.trainer.member((state.params, state.batch_stats), number)
+            pictures, sounds = jax.tree.map(np.asarray, self._separate(variables, batch, self._run.encoder_state))
+            if board is not None:
+                self._write(board, step, pictures, sounds)
+
+    def _write(self, board: Board, step: int, pictures: dict[str, np.ndarray], sounds: dict[str, np.ndarray]) -> None:
+        rate = self._run.config.spectrogram.sample_rate_hz
+        for number in range(len(sounds["mixture"])):
+            board.picture(f"mixture_{number}", step, draw({name: images[number] for name, images in pictures.items()}))
+            for name, waves in sounds.items():
+                board.sound(f"mixture_{number}/{name}", step, waves[number], rate)
+
+    def _separated(self, variables: PyTree, batch: Batch, encoder: Any) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Pictures [B K T] and sounds [B L] by name, of the first mixtures of the batch."""
+        spectrogram, trainer = self._run.config.spectrogram, self._run.trainer
+        batch = jax.tree.map(lambda x: x[: self._run.config.train.board_mixtures], batch)
+        mixture, query = trainer.mix(batch, jnp.array(0), encoder, training=False)
+        params, batch_stats = variables
+        logits, _ = trainer.logits(params, batch_stats, mixture, query, training=False)
+        masks = jax.nn.sigmoid(logits.query)
+        sources = apply_gain(jnp.asarray(batch.sources), jnp.asarray(batch.gain))
+        sources = sources / sources.shape[1]
+        mixed = sources.sum(axis=1)
+        estimates = istft(unwarp(masks, spectrogram) * stft(mixed, spectrogram)[:, None], spectrogram, mixed.shape[-1])
+        pictures = {"mixture, dB": 20 * jnp.log10(mixture.magnitude)}
+        sounds = {"mixture": mixed}
+        for n in range(masks.shape[1]):
+            pictures |= {f"target {n + 1}": mixture.targets[:, n], f"mask {n + 1}": masks[:, n]}
+            sounds |= {f"source_{n + 1}": sources[:, n], f"estimate_{n + 1}": estimates[:, n]}
+        if logits.noise is not None:
+            pictures["noise masks"] = jax.nn.sigmoid(logits.noise).sum(axis=1)
+        return pictures, sounds
+
+
+def draw(pictures: dict[str, np.ndarray]) -> Figure:
+    """Images [K T] side by side: a mixture in dB first, then masks from 0 to 1."""
+    figure = Figure(figsize=(2.2 * len(pictures), 2.4), layout="constrained")
+    for axes, (name, image) in zip(figure.subplots(1, len(pictures)), pictures.items(), strict=True):
+        low, high = (image.max() + _FLOOR_DB, image.max()) if name.endswith("dB") else (0, 1)
+        axes.imshow(image, origin="lower", aspect="auto", vmin=low, vmax=high, cmap="magma")
+        axes.set_title(name, fontsize=9)
+        axes.set_axis_off()
+    return figure

@@ -1,0 +1,141 @@
+"""The parts of a training run, built from its config and checked before anything is written."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from clipsep_jax.config import Config
+from clipsep_jax.data.batches import Batches, build_batches
+from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, EncoderInfo, RecordSet
+from clipsep_jax.encoders.clip import ClipEncoder
+from clipsep_jax.encoders.registry import load_encoder, split_name
+from clipsep_jax.encoders.resnet import ResnetEncoder
+from clipsep_jax.errors import InputError
+from clipsep_jax.structures import Batch
+from clipsep_jax.training.devices import local_batch_size, make_mesh, put_batch, replicated
+from clipsep_jax.training.step import JointTrainer, Trainer, TrainState
+
+
+class Run:
+    """The parts of one training run, built once and checked before anything is written.
+
+    Attributes:
+        shown: the first validation batch, once it was read.
+    """
+
+    shown: Batch | None = None
+
+    def __init__(self, *configs: Config):
+        """Build the parts.
+
+        Args:
+            configs: of the run; or of several members trained together, see `JointTrainer`.
+        """
+        self.records = RecordSet(Path(configs[0].data.records))
+        self.configs = [fit_to_records(config, self.records) for config in configs]
+        self.config = config = self.configs[0]  # for all that members share
+        self.encoder = find_encoder(config, self.records)
+        self.mesh = make_mesh(num_members=len(configs))
+        encoder = self._load_encoder()
+        self.encoder_state = jax.device_put(encoder.state, replicated(self.mesh)) if encoder else None
+        encode = encoder.encode_images if encoder else None
+        kind = Trainer if len(configs) == 1 else JointTrainer
+        self.trainer = kind(*self.configs, encode=encode, mesh=self.mesh)
+        self.gather = jax.jit(lambda tree: tree, out_shardings=replicated(self.mesh))
+        self.train_batches = self._batches(config.data.train_split, config.query.kind, training=True)
+        self.validation_batches = {
+            kind: self._batches(config.data.validation_split, kind, training=False) for kind in self._validated_kinds()
+        }
+
+    def _load_encoder(self) -> ClipEncoder | ResnetEncoder | None:
+        if self.config.query.source != "frames":
+            return None
+        assert self.encoder is not None
+        encoder = load_encoder(self.encoder.name)
+        if encoder.query_size != self.config.model.query_size:
+            raise InputError(
+                f"{self.encoder.name} makes embeddings of size {encoder.query_size}; "
+                f"set --config.model.query_size={encoder.query_size}."
+            )
+        return encoder
+
+    def _batches(self, split: str, kind: str, *, training: bool) -> Batches:
+        spare = max(0, self.config.data.drop_closest) if training else 0
+        return build_batches(
+            self.config,
+            self.records,
+            split,
+            kind,
+            training=training,
+            batch_size=local_batch_size(self.config.data.batch_size, self.mesh, spare),
+            process_index=jax.process_index(),
+            num_processes=jax.process_count(),
+        )
+
+    def _validated_kinds(self) -> list[str]:
+        """The kind that models are chosen by; beside image, text too where every clip has a label with an embedding."""
+        if self.config.data.validation_split not in self.records.splits:
+            return []
+        entries = self.records.split(self.config.data.validation_split).entries
+        if len(entries) < self.config.data.num_sources:
+            return []
+        has_texts = all(entry.label for entry in entries) and (self.records.folder / LABEL_EMBEDDINGS_NAME).is_file()
+        same_encoder = self.encoder and self.records.encoder and self.encoder.sha256 == self.records.encoder.sha256
+        return (
+            [self.chosen_by, "text"] if self.chosen_by == "image" and has_texts and same_encoder else [self.chosen_by]
+        )
+
+    @property
+    def chosen_by(self) -> str:
+        """The kind of query whose validation loss chooses the best model."""
+        return "image" if self.config.query.kind == "hybrid" else self.config.query.kind
+
+    def validate(self, state: TrainState) -> list[dict[str, float]]:
+        """Each member's mean loss over the first validation batches, for each kind of query."""
+        losses: list[dict[str, float]] = [{} for _ in self.configs]
+        for kind, batches in self.validation_batches.items():
+            parts = []
+            for number in range(self.config.train.validation_batches):
+                batch = batches[number]
+                parts.append(self.trainer.validation_step(state, put_batch(batch, self.mesh), self.encoder_state))
+                if number == 0 and kind == self.chosen_by:
+                    self.shown = batch
+            means = np.mean([np.asarray(part) for part in parts], axis=(0, -1))
+            for member, mean in zip(losses, np.atleast_1d(means), strict=True):
+                member[f"validation_loss_{kind}"] = float(mean)
+        return losses
+
+
+def fit_to_records(config: Config, records: RecordSet) -> Config:
+    """The config with the sizes that its kind of query takes from the data: labels, or sources to tell apart."""
+    if config.query.kind == "label":
+        return replace(config, model=replace(config.model, num_labels=len(records.labels)))
+    if config.query.kind == "none":
+        return replace(config, model=replace(config.model, num_learned_queries=config.data.num_sources))
+    return config
+
+
+def find_encoder(config: Config, records: RecordSet) -> EncoderInfo | None:
+    """The query encoder of a run: the config's, or else the one that prepared the records.
+
+    Raises:
+        InputError: it is not there any more, or is not the one that made the stored embeddings.
+    """
+    if config.query.kind in ("label", "sentence", "none"):
+        return None
+    name = config.query.encoder or (records.encoder.name if records.encoder else "")
+    if not name:
+        if config.query.source == "frames":
+            raise InputError(f"{records.folder} names no encoder; give one with --config.query.encoder=FOLDER_OR_ID.")
+        return None
+    place = Path(split_name(name)[1])
+    if not place.exists() and (place.is_absolute() or place.parts[:1] in ((".",), ("..",))):
+        raise InputError(f"The query encoder {name} is not there any more; give it with --config.query.encoder=FOLDER.")
+    if not config.query.encoder and records.encoder:
+        return records.encoder
+    encoder = load_encoder(name)
+    if config.query.source == "embeddings" and records.encoder and encoder.sha256 != records.encoder.sha256:
+        raise InputError(f"The embeddings in {records.folder} were made by {records.encoder.name}, not by {name}.")
+    return EncoderInfo(encoder.name, encoder.sha256, encoder.query_size)

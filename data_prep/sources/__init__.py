@@ -1,0 +1,1 @@
+"""Where clips come from: folders, tables and published data sets."""

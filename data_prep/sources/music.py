@@ -1,0 +1,51 @@
+"""MUSIC and MUSIC-21 (Zhao et al., ECCV 2018 and ICCV 2019): their lists, and where the downloaded videos lie."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from clipsep_jax.data_prep.sources.inputs import Input, check_folder, files_by_stem, hashed_split
+from clipsep_jax.data_prep.sources.videos import VIDEO_SUFFIXES
+from clipsep_jax.errors import InputError
+
+
+def read_list(path: Path) -> Iterator[tuple[str, str]]:
+    """The (instruments, YouTube id) of MUSIC_solo_videos.json, MUSIC21_solo_videos.json or MUSIC_duet_videos.json.
+
+    Raises:
+        InputError: the file is missing or is not of their form.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no file {path}; give MUSIC_solo_videos.json or another list of MUSIC.")
+    try:
+        classes = json.loads(path.read_text("utf-8"))["videos"]
+        rows = [(name, video) for name, videos in classes.items() for video in videos]
+        if not all(isinstance(video, str) and video and "/" not in video for _, video in rows):
+            raise ValueError("an id is no word")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f'{path} is no list of MUSIC: expected {{"videos": {{"cello": [ids]}}}}.') from error
+    if not rows:
+        raise InputError(f"{path} lists no videos; give another list of MUSIC.")
+    yield from rows
+
+
+def find_music(lists: Sequence[Path], folder: Path) -> list[Input]:
+    """List the videos of one or more of the lists, 11 or 21 instruments, solos or duets.
+
+    The video of an id is a file of any video suffix somewhere below the folder that is named `ID`. The label of a
+    solo is the instrument in words, that of a duet names both ("flute and violin"). The split goes by a hash of the
+    id: 80% train, 10% validation, 10% test. An id that is listed again gives no second clip.
+
+    Raises:
+        InputError: a list or the folder is missing, or a list is malformed.
+    """
+    labels: dict[str, str] = {}
+    for path in lists:
+        for instruments, video in read_list(path):
+            labels.setdefault(video, " and ".join(name.replace("_", " ") for name in instruments.split()))
+    check_folder(folder, "videos")
+    files = files_by_stem(folder, VIDEO_SUFFIXES)
+    return [
+        Input(video, files.get(video) or folder / f"{video}.mp4", label, hashed_split(video))
+        for video, label in labels.items()
+    ]

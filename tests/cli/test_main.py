@@ -1,0 +1,197 @@
+"""Commands as a user types them: good input, bad input, exit codes, nothing half-written."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import clipsep_jax
+from clipsep_jax.cli.main import main
+from clipsep_jax.queries.table import EmbeddingTable
+from clipsep_jax.separation.files import output_paths
+from tests.data_prep import made_media as media
+
+
+@pytest.fixture
+def wav(tmp_path):
+    path = tmp_path / "street.wav"
+    rng = np.random.default_rng(0)
+    soundfile.write(path, rng.uniform(-0.3, 0.3, (44_100, 2)), 44_100)
+    return path
+
+
+def refuses(capsys, *arguments: str) -> str:
+    """Runs a command that must fail with exit code 2, and returns its one sentence."""
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("clipsep: ")
+    assert not any("Traceback" in line for line in lines)
+    return lines[-1]
+
+
+def test_separate_writes_target_and_residual(trained, wav, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["separate", str(wav), "--model", str(trained), "--query", "a photo of Buzz!", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.split() == [
+        str(out / "street_a-photo-of-buzz.wav"),
+        str(out / "street_residual.wav"),
+    ]
+    sounds = [soundfile.read(path) for path in sorted(out.iterdir())]
+    assert [(len(sound), rate) for sound, rate in sounds] == [(16_000, 16_000)] * 2
+
+
+def test_outputs_never_overwrite_each_other():
+    paths = output_paths(Path("out"), "a", ["Residual", "drum", "drum!", "ü" * 300, "?"])
+    assert len(set(paths)) == 6
+    assert paths[-1] == Path("out/a_residual.wav")
+    assert all(len(path.name.encode()) < 200 for path in paths)
+
+
+@pytest.mark.parametrize("suffix", ["flac", "ogg", "mp3"])
+def test_separate_reads_compressed_sound(trained, tmp_path, suffix):
+    path = tmp_path / f"sound.{suffix}"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.3, 0.3, 16_000), 16_000)
+    assert main(["separate", str(path), "--model", str(trained), "--query", "buzz", "--out", str(tmp_path / "o")]) == 0
+    length = len(soundfile.read(tmp_path / "o" / "sound_buzz.wav")[0])
+    assert abs(length - 16_000) <= (1152 * 2 if suffix == "mp3" else 0)
+
+
+def test_separate_reads_a_video(trained, tmp_path):
+    path = media.make_video(tmp_path / "clip.mp4", media.tone(2.0), media.grey_pictures(20))
+    assert main(["separate", str(path), "--model", str(trained), "--query", "buzz", "--out", str(tmp_path / "o")]) == 0
+    assert (tmp_path / "o" / "clip_residual.wav").is_file()
+
+
+def test_a_long_query_is_cut_and_said_so(trained, wav, tmp_path, capsys):
+    arguments = ["separate", str(wav), "--model", str(trained), "--query", "word " * 500, "--out", str(tmp_path / "o")]
+    assert main(arguments) == 0
+    assert "was cut at 77 tokens" in capsys.readouterr().err
+
+
+def test_evaluate_prints_a_table(trained, clip_records, tmp_path, capsys):
+    arguments = ["--records", str(clip_records), "--num-mixtures", "4", "--out", str(tmp_path / "scores")]
+    assert main(["evaluate", "--model", str(trained), *arguments]) == 0
+    output = capsys.readouterr().out
+    assert "ideal_binary_mask" in output
+    assert output.strip().endswith("scores.json.")
+
+
+def test_info_says_what_a_model_is(trained, capsys):
+    assert main(["info", str(trained)]) == 0
+    assert "noise_invariant" in capsys.readouterr().out
+
+
+def test_checkpoints_go_to_pytorch_and_back(trained, tmp_path, capsys):
+    import torch
+
+    assert main(["export-torch", str(trained), str(tmp_path / "model.pt")]) == 0
+    assert all(name.startswith("module.") for name in torch.load(tmp_path / "model.pt", weights_only=True))
+    assert main(["import-torch", str(tmp_path / "model.pt"), str(tmp_path / "back")]) == 0
+    assert main(["info", str(tmp_path / "back")]) == 0
+    assert "noise_invariant" in capsys.readouterr().out
+    back, first = (clipsep_jax.load(path) for path in (tmp_path / "back", trained))
+    magnitude = np.abs(np.random.default_rng(0).normal(size=(513, 8))).astype(np.float32)
+    query = np.random.default_rng(1).normal(size=(2, 6)).astype(np.float32)
+    logits = [separator.mask_logits(magnitude, query) for separator in (back, first)]
+    assert logits[0].query.shape == (2, 256, 8)
+    np.testing.assert_array_equal(logits[0].query, logits[1].query)
+    np.testing.assert_array_equal(logits[0].noise, logits[1].noise)
+
+
+def test_foreign_checkpoints_are_refused(trained, tmp_path, capsys):
+    text, out = tmp_path / "text.pt", tmp_path / "out"
+    text.write_text("no checkpoint")
+    assert "text.pt" in refuses(capsys, "import-torch", str(text), str(out))
+    assert "no.pt" in refuses(capsys, "import-torch", str(tmp_path / "no.pt"), str(out))
+    assert "nothing to write" in refuses(capsys, "export-torch", str(trained))
+    assert not out.exists()
+
+
+def test_table_of_sentences_is_made_from_labels_and_vectors(tmp_path, capsys):
+    labels, vectors, out = tmp_path / "labels.txt", tmp_path / "vectors.npy", tmp_path / "table.safetensors"
+    labels.write_text("dog\ncat\n")
+    np.save(vectors, np.eye(2, 5))
+    assert main(["prepare", "table", str(labels), str(vectors), "--out", str(out)]) == 0
+    np.testing.assert_array_equal(EmbeddingTable.load(out).lookup("cat"), np.eye(2, 5, dtype=np.float32)[1])
+    np.save(vectors, np.eye(3))
+    assert "one vector for each" in refuses(capsys, "prepare", "table", str(labels), str(vectors), "--out", str(out))
+    np.save(vectors, np.array([{}, {}]), allow_pickle=True)
+    assert "make no table" in refuses(capsys, "prepare", "table", str(labels), str(vectors), "--out", str(out))
+
+
+def test_bad_sound_files_are_refused(trained, tmp_path, capsys):
+    empty, text = tmp_path / "empty.wav", tmp_path / "text.wav"
+    soundfile.write(empty, np.zeros((0, 1)), 16_000)
+    text.write_text("this is no sound")
+    out = tmp_path / "out"
+    for path, message in ((empty, "no samples"), (text, "cannot be read as sound"), (tmp_path / "no.wav", "not exist")):
+        said = refuses(capsys, "separate", str(path), "--model", str(trained), "--query", "x", "--out", str(out))
+        assert message in said
+        assert str(path) in said
+    assert not out.exists()
+
+
+def test_text_named_mp4_is_refused(trained, tmp_path, capsys):
+    path = tmp_path / "text.mp4"
+    path.write_text("this is no video")
+    said = refuses(capsys, "separate", str(path), "--model", str(trained), "--query", "x", "--out", str(tmp_path / "o"))
+    assert str(path) in said
+
+
+def test_folders_without_videos_are_refused(tmp_path, capsys):
+    out = tmp_path / "records"
+    assert "no-such" in refuses(capsys, "prepare", "videos", str(tmp_path / "no-such"), "--out", str(out))
+    (tmp_path / "empty").mkdir()
+    assert "empty" in refuses(capsys, "prepare", "videos", str(tmp_path / "empty"), "--out", str(out))
+    assert not out.exists()
+
+
+def test_models_without_weights_are_refused(tmp_path, wav, capsys):
+    (tmp_path / "model").mkdir()
+    out = str(tmp_path / "out")
+    said = refuses(capsys, "separate", str(wav), "--model", str(tmp_path / "model"), "--query", "x", "--out", out)
+    assert "holds no trained model" in said
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--config.train.stepz=3"], 'Did you mean "steps"'),
+        (["--config.train.steps=many"], "many"),
+        (["--steps=3"], "steps"),
+        (["--config.objective.name=mse"], "must be one of"),
+        (["--config.data.records=/no/such/records"], "/no/such/records"),
+        (["--coordinator=node1", "--num-processes=2", "--process-id=0"], "node1 is not HOST:PORT"),
+        (["--coordinator=node1:1234"], "go together"),
+    ],
+)
+def test_bad_training_options_are_refused(tmp_path, capsys, extra, message):
+    workdir = tmp_path / "run"
+    said = refuses(capsys, "train", "--config=configs/clipsep_nit.py:music", f"--workdir={workdir}", *extra)
+    assert message in said
+    assert not workdir.exists()
+
+
+def test_missing_config_and_data_set_are_refused(tmp_path, capsys):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    assert "no config" in refuses(capsys, "train", "--config=configs/nope.py", workdir)
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config(:")
+    assert "invalid syntax" in refuses(capsys, "train", f"--config={broken}", workdir)
+    assert "no data set 'musik'" in refuses(capsys, "train", "--config=configs/clipsep.py:musik", workdir)
+
+
+def test_help_teaches(capsys):
+    for command in ("--help", "train --help", "prepare videos --help", "separate --help", "demo --help"):
+        with pytest.raises(SystemExit) as stop:
+            main(command.split())
+        assert stop.value.code == 0
+        assert "usage: clipsep" in capsys.readouterr().out
+
+
+def test_unknown_options_are_refused(trained, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["info", str(trained), "--verbos"])
+    assert stop.value.code == 2
+    assert "--verbos" in capsys.readouterr().err

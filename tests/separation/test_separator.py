@@ -1,0 +1,151 @@
+"""Separation of recordings of any length, and model directories."""
+
+import json
+import shutil
+from dataclasses import replace
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import clipsep_jax
+from clipsep_jax.errors import InputError, InputWarning
+from clipsep_jax.model_dir import describe, open_model_dir
+from clipsep_jax.separation.chunks import chunk_starts, triangle
+from clipsep_jax.separation.separator import Separator
+from clipsep_jax.spectrogram import istft, log_warped_magnitude, stft, unwarp
+from tests.small import QUERY_SIZE
+
+CHUNK = 2047
+
+
+@pytest.fixture(scope="module")
+def separator(trained) -> Separator:
+    return clipsep_jax.load(trained)
+
+
+def noise(length: int) -> np.ndarray:
+    return np.random.default_rng(length).uniform(-0.5, 0.5, length).astype(np.float32)
+
+
+def query(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=QUERY_SIZE).astype(np.float32)
+
+
+@pytest.mark.parametrize("length", [1, 100, 2047, 2048, 5000, 20_000])
+def test_stems_and_residual_are_as_long_as_the_input_and_add_up_to_it(separator, length):
+    waveform = noise(length)
+    separation = separator.separate(waveform, [query(0), query(1)])
+    assert separation.stems.shape == (2, length)
+    np.testing.assert_allclose(separation.stems.sum(axis=0) + separation.residual, waveform, atol=1e-6)
+
+
+def test_one_chunk_is_masked_as_written(separator):
+    waveform = jnp.asarray(noise(CHUNK))
+    config = separator.config.spectrogram
+    spectrum = stft(waveform, config)
+    model = separator.model_dir.load_model()
+    logits = model(log_warped_magnitude(jnp.abs(spectrum), config)[None], jnp.asarray(query())[None, None])
+    mask = unwarp(jax.nn.sigmoid(logits.query[0, 0]), config)
+    expected = istft(mask * spectrum, config, CHUNK)
+    np.testing.assert_allclose(separator.separate(np.asarray(waveform), [query()]).stems[0], expected, atol=1e-5)
+
+
+def test_a_full_mask_gives_the_recording_back_in_place(separator, monkeypatch):
+    """Cross-fading moves nothing: with masks of 1, chunks reassemble the input to the sample."""
+    monkeypatch.setattr(separator, "separate_clips", lambda mixtures, queries: mixtures[:, None])
+    waveform = noise(9_999)
+    np.testing.assert_allclose(separator.separate(waveform, [query()]).stems[0], waveform, atol=1e-6)
+
+
+def test_chunks_cover_the_recording_and_overlap():
+    for length in (CHUNK, CHUNK + 1, 5000, 40_000):
+        starts = chunk_starts(length, CHUNK)
+        assert starts[0] == 0
+        assert starts[-1] == length - CHUNK
+        assert all(b - a <= (CHUNK + 1) // 2 for a, b in pairwise(starts))
+    assert (triangle(CHUNK) > 0).all()
+    assert triangle(CHUNK).max() == 1
+
+
+def test_queries_may_be_text_pictures_or_embeddings(separator):
+    picture = Image.new("RGB", (50, 40), "red")
+    embeddings = separator.embed(["a red square", picture, query()])
+    assert embeddings.shape == (3, QUERY_SIZE)
+    np.testing.assert_array_equal(embeddings[2], query())
+    frames = np.stack([np.asarray(picture), np.asarray(picture)])
+    np.testing.assert_allclose(separator.embed([frames])[0], embeddings[1], atol=1e-5)
+    assert not np.allclose(embeddings[0], embeddings[1])
+
+
+@pytest.mark.parametrize("waveform", [np.zeros(0, np.float32), np.array([0.1, np.nan], np.float32)])
+def test_recordings_without_usable_samples_are_refused(separator, waveform):
+    with pytest.raises(InputError, match="empty or holds values"):
+        separator.separate(waveform, [query()])
+
+
+def test_no_query_and_odd_pictures_are_refused(separator):
+    with pytest.raises(InputError, match="no query"):
+        separator.separate(noise(100), [])
+    with pytest.raises(InputError, match="uint8"):
+        separator.embed([np.zeros((2, 3, 4, 5), np.uint8)])
+
+
+def test_long_text_is_cut_with_a_word_about_it(separator):
+    with pytest.warns(InputWarning, match="cut at 77 tokens"):
+        separator.embed(["word " * 500])
+
+
+def test_model_directory_is_complete_and_can_be_moved(trained, tmp_path):
+    folder = open_model_dir(trained).folder
+    moved = folder.rename(tmp_path / "moved")
+    try:
+        assert {p.name for p in moved.iterdir()} == {"config.json", "model.safetensors", "query_encoder"}
+        assert Separator.load(moved).embed(["a buzz"]).shape == (1, QUERY_SIZE)
+        assert "noise_invariant" in describe(open_model_dir(moved))
+    finally:
+        moved.rename(folder)
+
+
+def corrupted(trained, tmp_path, name, change):
+    copy = tmp_path / "copy"
+    shutil.copytree(open_model_dir(trained).folder, copy)
+    change(copy / name)
+    return copy
+
+
+def edit_config(**changes):
+    def change(path):
+        values = json.loads(path.read_text())
+        values["config"]["model"] |= changes
+        path.write_text(json.dumps(values))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("model.safetensors", lambda p: p.unlink(), "holds no trained model"),
+        ("model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:100]), "damaged"),
+        ("config.json", lambda p: p.write_text("{}"), "not the config of a clipsep model"),
+        ("config.json", lambda p: p.write_text("not json"), "not the config of a clipsep model"),
+        ("config.json", edit_config(widht=3), "widht is not an option"),
+        ("config.json", edit_config(width=4), "does not fit the network"),
+        ("config.json", edit_config(num_noise_heads=3), "missing"),
+    ],
+)
+def test_damaged_model_directories_are_refused(trained, tmp_path, name, change, message):
+    with pytest.raises(InputError, match=message):
+        Separator.load(corrupted(trained, tmp_path, name, change))
+
+
+def test_an_encoder_of_another_size_is_refused(separator):
+    config = separator.config
+    other = Separator(separator.model_dir)
+    other.config = replace(config, model=replace(config.model, query_size=7))
+    with pytest.raises(InputError, match="embeddings of size 6"):
+        other.embed(["text"])

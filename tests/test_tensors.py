@@ -1,0 +1,211 @@
+import json
+import re
+
+import huggingface_hub
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.numpy import save_file
+
+from clipsep_jax.errors import InputError
+from clipsep_jax.files import staged_folder
+from clipsep_jax.hub import MODEL_FILES, copy_folder, resolve_model_folder
+from clipsep_jax.tensors import CONV, LINEAR, Rule, export_tensors, load_tensors, read_tensors
+
+RULES = (
+    Rule("blocks.{i}.position_ids", None),
+    Rule("blocks.{i}.fc.weight", "parts.{i}.kernel", LINEAR),
+    Rule("blocks.{i}.fc.bias", "parts.{i}.bias"),
+    Rule("stem.weight", "stem.kernel", CONV),
+    Rule("norm.running_var", "norm.var"),
+    Rule("norm.weight", "norm.scale"),
+    Rule("norm.bias", "norm.bias"),
+    Rule("norm.running_mean", "norm.mean"),
+    Rule("scale", "scale"),
+)
+SHAPES = {
+    "blocks.0.fc.weight": (4, 3),
+    "blocks.0.fc.bias": (4,),
+    "blocks.1.fc.weight": (4, 3),
+    "blocks.1.fc.bias": (4,),
+    "stem.weight": (5, 3, 2, 7),
+    "norm.weight": (3,),
+    "norm.bias": (3,),
+    "norm.running_mean": (3,),
+    "norm.running_var": (3,),
+    "scale": (),
+}
+
+
+class Small(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.parts = nnx.List([nnx.Linear(3, 4, rngs=rngs) for _ in range(2)])
+        self.stem = nnx.Conv(3, 5, (2, 7), use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.scale = nnx.Param(jnp.float32(1))
+
+
+def small() -> Small:
+    return Small(nnx.Rngs(0))
+
+
+def published() -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return {name: np.array(generator.standard_normal(shape), np.float32) for name, shape in SHAPES.items()}
+
+
+@pytest.mark.parametrize("make", [small, lambda: nnx.eval_shape(small)], ids=["concrete", "abstract"])
+def test_load_puts_every_tensor_in_our_layout_and_export_is_its_inverse(make):
+    tensors = published()
+    module = make()
+    load_tensors(module, {**tensors, "blocks.0.position_ids": np.arange(3)}, RULES, "a file")
+    np.testing.assert_array_equal(module.parts[1].kernel[...], tensors["blocks.1.fc.weight"].T)
+    np.testing.assert_array_equal(module.stem.kernel[...], tensors["stem.weight"].transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(module.norm.mean[...], tensors["norm.running_mean"])
+    back = export_tensors(module, RULES)
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert back[name].flags.c_contiguous
+        np.testing.assert_array_equal(back[name], tensor, strict=True)
+
+
+def test_load_names_all_faults_at_once_and_changes_nothing():
+    tensors = published()
+    del tensors["scale"], tensors["blocks.1.fc.bias"]
+    tensors |= {"blocks.0.fc.weight": np.zeros((3, 4), np.float32), "head.weight": np.zeros(2, np.float32)}
+    tensors["blocks.7.fc.bias"] = np.zeros(4, np.float32)
+    module = small()
+    before = export_tensors(module, RULES)
+    with pytest.raises(InputError) as caught:
+        load_tensors(module, tensors, RULES, "x/model.safetensors")
+    message = str(caught.value)
+    assert message.startswith("x/model.safetensors ")
+    assert "missing: blocks.1.fc.bias, scale" in message
+    assert "of another shape: blocks.0.fc.weight (3, 4) instead of (4, 3)" in message
+    assert "unknown: head.weight, blocks.7.fc.bias" in message
+    for name, tensor in export_tensors(module, RULES).items():
+        np.testing.assert_array_equal(tensor, before[name])
+
+
+def test_a_long_list_of_faults_is_counted():
+    extra = {f"other.{number}": np.zeros(1, np.float32) for number in range(30)}
+    with pytest.raises(InputError, match=r"other\.19 and 10 more"):
+        load_tensors(small(), published() | extra, RULES, "a file")
+
+
+def test_a_variable_without_a_rule_is_our_own_mistake():
+    with pytest.raises(KeyError, match=r"scale"):
+        export_tensors(small(), RULES[:-1])
+
+
+def test_a_placeholder_stays_within_one_name():
+    rule = Rule("a.{x}.b", "c.{x}.d")
+    assert rule.their_name("c.k_1.d") == "a.k_1.b"
+    assert rule.their_name("c.k.1.d") is None
+    assert rule.their_name("cxk.d") is None
+
+
+@pytest.mark.parametrize("half", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_becomes_single_and_integers_stay(tmp_path, half):
+    values = np.array([0.5, -3, 1024]).astype(half)
+    save_file({"a": values, "ids": np.arange(3), "b": np.float32([1.1])}, tmp_path / "model.safetensors")
+    tensors = read_tensors(tmp_path)
+    np.testing.assert_array_equal(tensors["a"], np.float32([0.5, -3, 1024]), strict=True)
+    np.testing.assert_array_equal(tensors["b"], np.float32([1.1]), strict=True)
+    assert tensors["ids"].dtype == np.int64
+
+
+def test_no_weights_are_named(tmp_path):
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "model.safetensors"))):
+        read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 5, 40, -1])
+def test_a_truncated_file_is_named(tmp_path, length):
+    path = tmp_path / "model.safetensors"
+    save_file(published(), path)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(InputError, match=rf"{re.escape(str(path))} is damaged"):
+        read_tensors(tmp_path)
+
+
+def test_a_local_folder_is_taken_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert resolve_model_folder("owner/name").samefile(tmp_path / "owner" / "name")
+
+
+@pytest.mark.parametrize("name", ["clip", "/no/such/folder", "a/b/c", "../x/..", "owner/", "https://x/y", "-x/y", ""])
+def test_neither_a_folder_nor_an_id(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the Hub"))
+    with pytest.raises(InputError, match="neither a folder nor a Hugging Face id"):
+        resolve_model_folder(name)
+
+
+def test_the_hub_is_asked_for_nothing_executable(tmp_path, monkeypatch):
+    asked = {}
+
+    def download(name, allow_patterns):
+        asked.update(name=name, patterns=allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert resolve_model_folder("openai/clip-vit-base-patch32") == tmp_path
+    assert asked["name"] == "openai/clip-vit-base-patch32"
+    assert "model.safetensors" in asked["patterns"]
+    assert all(pattern.endswith((".json", ".txt", ".safetensors")) for pattern in asked["patterns"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [LocalEntryNotFoundError("no network.\nmore"), RuntimeError("no network."), OSError()],
+)
+def test_a_failed_download_is_one_sentence(error, monkeypatch):
+    def download(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(InputError, match=r"owner/name.*cannot be fetched.*local folder") as caught:
+        resolve_model_folder("owner/name")
+    assert "\n" not in str(caught.value)
+
+
+def test_copy_takes_the_files_of_the_model_and_no_others(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "deep" / "target"
+    source.mkdir()
+    for name in [*MODEL_FILES, "pytorch_model.bin", "modeling.py"]:
+        (source / name).write_text(json.dumps(name))
+    copy_folder(source, target)
+    assert sorted(path.name for path in target.iterdir()) == sorted(MODEL_FILES)
+    assert all(json.loads((target / name).read_text()) == name for name in MODEL_FILES)
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "preprocessor_config.json"])
+def test_copy_of_half_a_model_is_refused(tmp_path, lost):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in MODEL_FILES:
+        (source / name).write_text(name)
+    (source / lost).unlink()
+    with pytest.raises(InputError, match=re.escape(str(source / lost))):
+        copy_folder(source, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+def write_and_fail(folder):
+    with staged_folder(folder) as staging:
+        (staging / "a").write_text("new")
+        raise RuntimeError("stop")
+
+
+def test_an_interrupted_write_leaves_the_folder_as_it_was(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(RuntimeError, match="stop"):
+        write_and_fail(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
