@@ -1,12 +1,20 @@
-"""Writing files so that none is ever seen half-written."""
+"""Writing files and folders so that none is ever seen half-written, and reading and writing JSON.
 
+All JSON of the package goes through this module.
+"""
+
+import json
 import os
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+from clipsep_jax.errors import InputError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -57,3 +65,54 @@ def staged_folder(folder: Path) -> Iterator[Path]:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(path, folder / path.name)
+
+
+def encode_json(value: Any, indent: int | None = None) -> bytes:
+    """A value as JSON with a newline at its end: one line, unless it is indented."""
+    return json.dumps(value, indent=indent).encode() + b"\n"
+
+
+def decode_json(text: str | bytes, where: object, otherwise: str, kind: type[T]) -> T:
+    """The value of a JSON text.
+
+    Args:
+        where: what the text was read from, for the message.
+        otherwise: how the sentence goes on where there is no such value, such as "is damaged; restore the file."
+        kind: the type that the outermost value must have.
+
+    Raises:
+        InputError: the text is not JSON, or its value has another type.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} {otherwise}") from error
+    if not isinstance(value, kind):
+        raise InputError(f"{where} {otherwise}")
+    return value
+
+
+def read_json(path: Path, otherwise: str, kind: type[T]) -> T:
+    """The value of a JSON file; see `decode_json`.
+
+    Raises:
+        InputError: the file holds no JSON, or a value of another type.
+        FileNotFoundError: there is no such file.
+    """
+    return decode_json(path.read_bytes(), path, otherwise, kind)
+
+
+def read_json_lines(path: Path, otherwise: str) -> list[dict[str, Any]]:
+    """The objects of a file with one of JSON a line.
+
+    Raises:
+        InputError: a line holds no object of JSON.
+        FileNotFoundError: there is no such file.
+    """
+    return [decode_json(line, path, otherwise, dict) for line in path.read_bytes().splitlines()]
+
+
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write a JSON file, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(encode_json(value, indent))

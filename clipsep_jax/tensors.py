@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from clipsep_jax.errors import InputError
+from clipsep_jax.files import atomic_write
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -150,6 +151,35 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged ({error}); fetch it again.") from error
     return {name: _single_precision(tensor) for name, tensor in tensors.items()}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a file of safetensors.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}); restore the file.") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a file of safetensors, whole or not at all.
+
+    Args:
+        metadata: one entry at most, because safetensors writes several in any order, and equal tensors shall give equal
+            bytes.
+    """
+    from safetensors.numpy import save
+
+    data = save(dict(tensors), metadata=None if metadata is None else dict(metadata))
+    with atomic_write(path) as file:
+        file.write(data)
 
 
 def read_torch_tensors(path: Path) -> dict[str, np.ndarray]:
