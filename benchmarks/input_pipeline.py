@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.machine import machine, one_core
 from benchmarks.random_records import write_random_records
 from benchmarks.train_step import nit_config, seconds_of
-from clipsep_jax.data.batches import build_batches
+from clipsep_jax.queries.kinds import IMAGE
 
 TURNS = 5
 CHUNK_BYTES = 1 << 20
@@ -35,7 +35,7 @@ def measure(num_clips: int, batch_size: int) -> dict[str, Any]:
     config = nit_config(batch_size=batch_size)
     with TemporaryDirectory() as temporary, one_core():
         records = write_random_records(Path(temporary) / "records", config, num_clips, split="train")
-        batches = build_batches(config, records, "train", "image", training=True, batch_size=batch_size)
+        batches = IMAGE.batches(config, records, "train", training=True, batch_size=batch_size)
         num_batches = num_clips // (batch_size * config.data.num_sources)
         paths = sorted((Path(temporary) / "records").glob("*.tfrecord"))
         turns = []

@@ -11,28 +11,40 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from clipsep_jax.errors import InputError
+from clipsep_jax.old_options import OLD_OPTIONS, replace_old_options
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 T = TypeVar("T")
 
+# What a query is; `queries.kinds` has a class for each. "hybrid" takes images and texts by turns.
+QueryKind = Literal["image", "text", "hybrid", "label", "sentence", "none"]
+
 CONFIGS_FOLDER = Path(__file__).parent / "configs"
 SAMPLE_RATE_HZ = 16_000  # of records, models and everything that is separated
+
+
+def _from_data() -> Any:
+    """A size that is no option: the kind of query fills it in from the data."""
+    return field(default=0, metadata={"from_data": True})
 
 
 @dataclass(frozen=True)
 class SpectrogramConfig:
     """STFT and log-frequency warp."""
 
-    sample_rate_hz: int = SAMPLE_RATE_HZ
     num_samples: int = 65_535  # of one training clip
     fft_size: int = 1024
     hop_samples: int = 256
     num_warped_bins: int = 256
+
+    @property
+    def sample_rate_hz(self) -> int:
+        return SAMPLE_RATE_HZ
 
     @property
     def num_bins(self) -> int:
@@ -48,7 +60,7 @@ class MixingConfig:
     """What a mixture's loss looks at."""
 
     weighted: bool = True  # weight bins by log(1 + magnitude), else equally
-    targets: str = "binary"  # "binary" masks, or each source's share, "ratio"
+    targets: Literal["binary", "ratio"] = "binary"  # where a source has more than half, or its share
 
 
 @dataclass(frozen=True)
@@ -60,21 +72,21 @@ class ModelConfig:
     num_channels: int = 32  # of the features that a query vector is multiplied with
     num_noise_heads: int = 0
     query_size: int = 512
-    fusion: str = "late"  # queries join "late" (after the U-Net), "middle" (at its bottleneck) or "early" (its input)
-    num_labels: int = 0  # above 0: queries are label numbers, each with a trained embedding
-    num_learned_queries: int = 0  # above 0: the model takes no query, but learns so many
+    fusion: Literal["late", "middle", "early"] = "late"  # queries join after the U-Net, at its bottleneck or its input
     init_std: float = 0.001  # of convolutions
+    num_labels: int = _from_data()  # that queries name by number, each with a trained embedding
+    num_learned_queries: int = _from_data()  # above 0, the model takes no query, but has learned so many
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """The loss; see objectives.py."""
 
-    name: str = "weighted"  # "weighted", "permutation_invariant" or "noise_invariant"
-    criterion: str = "bce"  # "bce" or "l1" between a mask and its target
+    name: Literal["weighted", "permutation_invariant", "noise_invariant"] = "weighted"
+    criterion: Literal["bce", "l1"] = "bce"  # between a mask and its target
     gamma: float = 0.25  # the mean noise activation that costs nothing
     regularizer_weight: float = 0.1
-    regularizer: str = "sum"  # "sum" of the noise masks' means, or its "ratio" to the query masks'
+    regularizer: Literal["sum", "ratio"] = "sum"  # of the noise masks' means, or its ratio to the query masks'
     noise_warmup_steps: int = 0  # train the query masks alone for so long
 
 
@@ -82,8 +94,8 @@ class ObjectiveConfig:
 class QueryConfig:
     """What a training query is and where it comes from."""
 
-    kind: str = "image"  # "image", "text", "hybrid" (by turns), "label", "sentence" or "none"
-    source: str = "embeddings"  # "embeddings" that `prepare` stored, or "frames" encoded inside the step
+    kind: QueryKind = "image"
+    source: Literal["embeddings", "frames"] = "embeddings"  # that `prepare` stored, or pictures encoded in the step
     encoder: str = ""  # Hugging Face CLIP folder or hub id; "" takes the one that prepared the records
     table: str = ""  # with "sentence": file with an embedding of each label
 
@@ -102,8 +114,9 @@ class DataConfig:
     gain_min: float = 0.5
     gain_max: float = 1.5
     read_threads: int = 4
-    drop_closest: int = 0  # most similar pairs left out of a larger batch; -1 weighs similar pairs down instead
-    drop_closest_from_step: int = 10_000
+    similar_pairs: Literal["keep", "drop", "downweight"] = "keep"  # mixtures of sources whose queries are alike
+    num_dropped_pairs: int = 0  # with "drop": so many more are read for a batch, and the most similar ones left out
+    similar_pairs_from_step: int = 10_000
 
 
 @dataclass(frozen=True)
@@ -137,7 +150,8 @@ class TrainConfig:
     board_mixtures: int = 2  # held-out mixtures whose masks and sounds TensorBoard shows at each validation
     max_skipped_in_row: int = 10  # steps without a finite loss and gradient, which change nothing; then the run ends
     hang_seconds: int = 1_800  # without a step, after which the process tells where it hangs, and ends
-    precision: str = "float32"  # of the U-Net's arithmetic; with "bfloat16" all else stays float32
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the U-Net's arithmetic; all else stays float32
+    sharding: Literal["replicated", "fsdp"] = "replicated"  # every device holds the whole state, or a part of it
     remat: bool = False  # compute the inside of inner levels again in the backward pass: less memory, more time
 
 
@@ -159,11 +173,10 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     query: QueryConfig = field(default_factory=QueryConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    toy: ToyConfig = field(default_factory=ToyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    sharding: str = "replicated"  # of parameters and optimizer over the devices; "fsdp" gives each a part
+    toy: ToyConfig = field(default_factory=ToyConfig, compare=False)  # of the data, not of the run: never stored
 
     @classmethod
     def from_config_dict(cls, values: "ConfigDict | dict[str, Any]") -> "Config":
@@ -172,13 +185,26 @@ class Config:
         Raises:
             InputError: a key is unknown, a value has the wrong type, or values contradict each other.
         """
-        config = _build(cls, values if isinstance(values, dict) else values.to_dict(), "config")
+        config = _build(cls, replace_old_options(values if isinstance(values, dict) else values.to_dict()), "config")
         _check(config)
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as nested plain values, which `from_config_dict` reads back."""
-        return dataclasses.asdict(self)
+        """The options as nested plain values, which `from_config_dict` reads back; without those of toy records."""
+        return {group.name: _options(getattr(self, group.name)) for group in dataclasses.fields(self) if group.compare}
+
+    def replace(self, **groups: dict[str, Any]) -> "Config":
+        """A config with other values, such as `config.replace(train={"steps": 3})`; nothing is checked."""
+        changed = {name: dataclasses.replace(getattr(self, name), **values) for name, values in groups.items()}
+        return dataclasses.replace(self, **changed)
+
+
+def _options(group: Any) -> dict[str, Any]:
+    return {name.name: getattr(group, name.name) for name in dataclasses.fields(group) if _is_option(name)}
+
+
+def _is_option(name: dataclasses.Field) -> bool:
+    return not name.metadata.get("from_data")
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -200,18 +226,23 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def default_config() -> "ConfigDict":
     """The defaults as a locked ConfigDict, for the files in `configs/` to change."""
-    from ml_collections import ConfigDict
+    from ml_collections import ConfigDict, config_dict
 
-    return ConfigDict(Config().to_dict())
+    values = Config().to_dict() | {"toy": _options(ToyConfig())}
+    for name in OLD_OPTIONS:  # so that config files and command lines of old may set them
+        group, _, option = name.rpartition(".")
+        (values[group] if group else values)[option] = config_dict.placeholder(object)
+    return ConfigDict(values)
 
 
 def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
-    hints = get_type_hints(kind)
+    types = get_type_hints(kind)
+    names = [name.name for name in dataclasses.fields(kind) if _is_option(name)]  # type: ignore[arg-type]
     arguments = {}
     for name, value in values.items():
-        if name not in hints:
-            raise InputError(f"{where}.{name} is not an option; {where} has {', '.join(sorted(hints))}.")
-        arguments[name] = _convert(hints[name], value, f"{where}.{name}")
+        if name not in names:
+            raise InputError(f"{where}.{name} is not an option; {where} has {', '.join(sorted(names))}.")
+        arguments[name] = _convert(types[name], value, f"{where}.{name}")
     return kind(**arguments)
 
 
@@ -220,6 +251,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise InputError(f"{where} must be a group of options, not {value!r}.")
         return _build(kind, value, where)
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise InputError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, get_args(kind)))}.")
+        return value
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
@@ -228,20 +263,6 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 
 
 def _check(config: Config) -> None:
-    choices = {
-        "mixing.targets": (config.mixing.targets, ("binary", "ratio")),
-        "objective.name": (config.objective.name, ("weighted", "permutation_invariant", "noise_invariant")),
-        "objective.criterion": (config.objective.criterion, ("bce", "l1")),
-        "objective.regularizer": (config.objective.regularizer, ("sum", "ratio")),
-        "model.fusion": (config.model.fusion, ("late", "middle", "early")),
-        "query.kind": (config.query.kind, ("image", "text", "hybrid", "label", "sentence", "none")),
-        "train.precision": (config.train.precision, ("float32", "bfloat16")),
-        "query.source": (config.query.source, ("embeddings", "frames")),
-        "sharding": (config.sharding, ("replicated", "fsdp")),
-    }
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise InputError(f"config.{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
     _check_numbers(config)
     sides = {"num_warped_bins": config.spectrogram.num_warped_bins, "number of frames": config.spectrogram.num_frames}
     for name, side in sides.items():
@@ -255,10 +276,10 @@ def _check(config: Config) -> None:
             f"The noise invariant objective needs config.model.num_noise_heads of at least {config.data.num_sources} "
             f"(one a source), not {config.model.num_noise_heads}."
         )
-    _check_model(config)
-    if config.query.kind != "image" and config.query.source == "frames":
-        raise InputError('config.query.source = "frames" needs config.query.kind = "image".')
-    _check_queries(config)
+    if config.model.fusion != "late" and config.model.num_noise_heads:
+        raise InputError('Noise heads and learned queries need config.model.fusion = "late".')
+    if (config.data.similar_pairs == "drop") != (config.data.num_dropped_pairs > 0):
+        raise InputError('config.data.num_dropped_pairs goes with config.data.similar_pairs = "drop"; give a count.')
 
 
 def _check_numbers(config: Config) -> None:
@@ -276,37 +297,8 @@ def _check_numbers(config: Config) -> None:
                 raise InputError(f"config.{group}.{name} is {value}; it must be at least 1.")
     if config.train.seed < 0:
         raise InputError(f"config.train.seed is {config.train.seed}; it must be at least 0.")
-    if config.spectrogram.sample_rate_hz != SAMPLE_RATE_HZ:
-        raise InputError(f"config.spectrogram.sample_rate_hz must be {SAMPLE_RATE_HZ}, the rate of all records.")
     if config.spectrogram.fft_size % config.spectrogram.hop_samples:
         raise InputError("config.spectrogram.fft_size must be a multiple of hop_samples.")
-
-
-def _check_model(config: Config) -> None:
-    model = config.model
-    if model.fusion != "late" and (model.num_noise_heads or model.num_learned_queries):
-        raise InputError('Noise heads and learned queries need config.model.fusion = "late".')
-    if model.num_learned_queries and (model.num_noise_heads or model.num_labels):
-        raise InputError("A model with config.model.num_learned_queries has neither noise heads nor labels.")
-    if model.num_labels and config.query.kind != "label":
-        raise InputError('config.model.num_labels goes with config.query.kind = "label"; leave it 0.')
-    if model.num_learned_queries and config.query.kind != "none":
-        raise InputError('config.model.num_learned_queries goes with config.query.kind = "none"; leave it 0.')
-
-
-def _check_queries(config: Config) -> None:
-    if (config.query.kind == "sentence") != bool(config.query.table):
-        raise InputError('config.query.table goes with config.query.kind = "sentence", and that needs it.')
-    if (config.query.kind == "none") != (config.objective.name == "permutation_invariant"):
-        raise InputError('config.query.kind = "none" goes with config.objective.name = "permutation_invariant".')
-    if not config.data.drop_closest:
-        return
-    if config.data.drop_closest < -1:
-        raise InputError(f"config.data.drop_closest is {config.data.drop_closest}; give a count, or -1 for weights.")
-    if config.query.kind not in ("image", "text", "hybrid") or config.objective.name != "weighted":
-        raise InputError("config.data.drop_closest compares CLIP queries under a weighted objective; set it to 0 here.")
-    if config.data.num_sources != 2 or config.query.source != "embeddings":
-        raise InputError("config.data.drop_closest compares stored embeddings of two sources; set it to 0 here.")
 
 
 def read_config(spec: str, overrides: Sequence[str]) -> Config:

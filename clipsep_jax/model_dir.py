@@ -20,6 +20,7 @@ from clipsep_jax.encoders.registry import copy_encoder, moved_name
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import atomic_write
 from clipsep_jax.models.clipsep import CLIPSep, build_model
+from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.queries.table import EmbeddingTable
 from clipsep_jax.tensors import Rule, export_tensors, load_tensors, read_tensors
 
@@ -123,8 +124,9 @@ def _read_config(folder: Path) -> ModelDir:
         version = values["format"]
         if version == FORMAT:
             encoder = EncoderInfo(**values["query_encoder"]) if values["query_encoder"] else None
-            config = Config.from_config_dict(dict(values["config"]))
-            return ModelDir(folder, config, encoder, tuple(values["labels"]), read_progress(folder / WEIGHTS_FILE))
+            config, labels = Config.from_config_dict(dict(values["config"])), tuple(values["labels"])
+            config = kind_of(config).fit(config, labels)
+            return ModelDir(folder, config, encoder, labels, read_progress(folder / WEIGHTS_FILE))
     except InputError:
         raise
     except (ValueError, KeyError, TypeError) as error:

@@ -3,12 +3,14 @@
 import importlib
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from clipsep_jax.config import Config, default_config
+from clipsep_jax.config import Config, QueryKind, default_config
 from clipsep_jax.configs import base
 from clipsep_jax.errors import InputError
+from clipsep_jax.queries.kinds import KINDS, kind_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SYSTEMS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
@@ -44,7 +46,15 @@ def test_defaults_are_the_official_ones():
         ({"query": {"kind": "text", "source": "frames"}}, 'needs config.query.kind = "image"'),
         ({"model": {"fusion": "soon"}}, "must be one of 'late', 'middle', 'early'"),
         ({"model": {"fusion": "early", "num_noise_heads": 2}}, 'need config.model.fusion = "late"'),
-        ({"model": {"num_learned_queries": 2, "num_labels": 2}}, "neither noise heads nor labels"),
+        ({"model": {"num_learned_queries": 2, "num_labels": 2}, "query": {"kind": "none"}}, 'query.kind = "label"'),
+        (
+            {
+                "model": {"num_learned_queries": 2, "num_noise_heads": 2},
+                "query": {"kind": "none"},
+                "objective": {"name": "permutation_invariant"},
+            },
+            "neither noise heads nor labels",
+        ),
         ({"model": {"num_labels": 2}}, 'goes with config.query.kind = "label"'),
         ({"model": {"num_learned_queries": 2}}, 'goes with config.query.kind = "none"'),
         ({"train": {"validate_every": 0}}, "must be at least 1"),
@@ -56,13 +66,42 @@ def test_defaults_are_the_official_ones():
         ({"data": {"drop_closest": -2}}, "give a count"),
         ({"data": {"drop_closest": 2, "num_sources": 3}}, "two sources"),
         ({"data": {"drop_closest": 2}, "query": {"kind": "label"}}, "compares CLIP queries"),
+        ({"data": {"similar_pairs": "drop"}}, "give a count"),
+        ({"data": {"similar_pairs": "dorp"}}, "must be one of 'keep', 'drop', 'downweight'"),
     ],
 )
 def test_bad_values_are_refused(changes, message):
+    def read() -> None:
+        config = Config.from_config_dict(changes)
+        kind_of(config).check(config)
+
     with pytest.raises(InputError, match=message):
-        Config.from_config_dict(changes)
+        read()
 
 
 def test_whole_numbers_pass_for_real_ones():
     config = Config.from_config_dict({"objective": {"gamma": 1}})
     assert config == replace(Config(), objective=replace(Config().objective, gamma=1.0))
+
+
+def test_the_kinds_that_a_config_may_name_are_those_that_there_are():
+    assert get_args(QueryKind) == tuple(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"data": {"drop_closest": 3}}, {"data": {"similar_pairs": "drop", "num_dropped_pairs": 3}}),
+        ({"data": {"drop_closest": -1}}, {"data": {"similar_pairs": "downweight"}}),
+        ({"data": {"drop_closest": 0, "drop_closest_from_step": 5}}, {"data": {"similar_pairs_from_step": 5}}),
+        ({"sharding": "fsdp"}, {"train": {"sharding": "fsdp"}}),
+        ({"spectrogram": {"sample_rate_hz": 16_000}}, {}),
+        ({"model": {"num_labels": 7}, "query": {"kind": "label"}}, {"query": {"kind": "label"}}),
+        (
+            {"model": {"num_learned_queries": 3}, "query": {"kind": "none"}},
+            {"data": {"num_sources": 3}, "query": {"kind": "none"}},
+        ),
+    ],
+)
+def test_options_of_earlier_versions_are_understood(old, new):
+    assert Config.from_config_dict(old) == Config.from_config_dict(new)

@@ -41,7 +41,12 @@ def shrunk(config: Config, records: Path, sentences: Path) -> Config:
         config,
         spectrogram=small.spectrogram,
         model=replace(config.model, **sizes),
-        data=replace(small.data, drop_closest=config.data.drop_closest, drop_closest_from_step=1),
+        data=replace(
+            small.data,
+            similar_pairs=config.data.similar_pairs,
+            num_dropped_pairs=config.data.num_dropped_pairs,
+            similar_pairs_from_step=1,
+        ),
         query=replace(config.query, table=str(sentences) if config.query.kind == "sentence" else ""),
         train=small.train,
         checkpoint=small.checkpoint,
@@ -98,9 +103,11 @@ def test_targets_and_criteria_go_together(clip_records, sentences, tmp_path, tar
     check(shrunk(config, clip_records, sentences), tmp_path / "run")
 
 
-@pytest.mark.parametrize("drop_closest", [2, -1])
-def test_closest_pairs_can_be_dropped_or_weighed_down(clip_records, sentences, tmp_path, drop_closest):
-    config = replace(Config(), data=replace(Config().data, drop_closest=drop_closest))
+@pytest.mark.parametrize(("similar_pairs", "num_dropped_pairs"), [("drop", 2), ("downweight", 0)])
+def test_similar_pairs_can_be_dropped_or_weighed_down(
+    clip_records, sentences, tmp_path, similar_pairs, num_dropped_pairs
+):
+    config = Config().replace(data={"similar_pairs": similar_pairs, "num_dropped_pairs": num_dropped_pairs})
     check(shrunk(config, clip_records, sentences), tmp_path / "run")
 
 

@@ -3,16 +3,16 @@
 import threading
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from clipsep_jax.config import Config
-from clipsep_jax.data.clips import ClipReader, build_reader
+from clipsep_jax.data.clips import ClipReader
 from clipsep_jax.data.record import CorruptRecordError
-from clipsep_jax.data.record_set import RecordSet, RecordSplit
+from clipsep_jax.data.record_set import RecordSplit
 from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.structures import Batch
 
@@ -95,63 +95,45 @@ class Batches:
 
 def build_batches(
     config: Config,
-    records: RecordSet,
-    split: str,
-    kind: str,
+    split: RecordSplit,
+    reader: ClipReader,
+    of_step: Callable[[np.ndarray, int], np.ndarray],
     *,
     training: bool,
     batch_size: int,
     process_index: int = 0,
     num_processes: int = 1,
 ) -> Batches:
-    """Endless batches of mixtures from one split, with queries of a kind ("hybrid": image and text by turns).
+    """Endless batches of mixtures from one split.
 
     Clips are shuffled anew every pass and paired in that order; where their number is odd, a pair may hold one clip
-    twice, with the last of a pass and the first of the next. In training the
-    cuts are random. The process's share is cut from the finished sequence, so the global batch does not depend on
-    the number of processes.
+    twice, with the last of a pass and the first of the next. In training the cuts are random. The process's share is
+    cut from the finished sequence, so the global batch does not depend on the number of processes.
+
+    Args:
+        split: the clips; with pictures where the reader wants them.
+        reader: cuts a clip and gives its query.
+        of_step: makes the queries of a step from those that the reader gave.
+        training: cut and amplify at random.
+        batch_size: of this process.
 
     Raises:
-        InputError: the split is missing, too small, or cannot give such queries.
+        InputError: the split has fewer clips than a mixture has sources.
     """
     import grain
 
-    reader = build_reader(config, records, kind, config.query.source if kind == "image" else "embeddings")
-    source = records.split(split, with_frames=reader.frames)
     num_sources = config.data.num_sources
-    if len(source) < num_sources:
+    if len(split) < num_sources:
         raise InputError(
-            f"The split {split!r} of {records.folder} has {len(source)} clips, too few for mixtures of {num_sources}."
+            f"The split {split.name!r} of {split.folder} has {len(split)} clips, too few for mixtures of {num_sources}."
         )
-    if kind in ("text", "hybrid", "label", "sentence"):
-        _check_labels(source)
-    if kind in ("image", "hybrid"):
-        _check_pictures(source)
 
     def batched(clips: Any) -> Any:
         return clips.batch(num_sources).batch(batch_size)
 
-    ordered = grain.MapDataset.source(range(len(source))).seed(config.train.seed).shuffle().repeat()
-    read = TolerantReader(source, reader)
+    ordered = grain.MapDataset.source(range(len(split))).seed(config.train.seed).shuffle().repeat()
+    read = TolerantReader(split, reader)
     dataset = batched(ordered.random_map(read) if training else ordered.map(read))[process_index::num_processes]
-    if kind == "hybrid":
-        dataset = dataset.map_with_index(lambda step, batch: batch | {"query": batch["query"][:, :, step % 2]})
-    return Batches(dataset, batched(ordered), num_processes, source, read, config.data.read_threads)
-
-
-def _check_labels(split: RecordSplit) -> None:
-    unlabelled = [entry.id for entry in split.entries if not entry.label]
-    if unlabelled:
-        raise InputError(
-            f"{len(unlabelled)} clips of the split {split.name!r} have no label ({unlabelled[0]} is one); "
-            "prepare the records with --labels, or train with another --config.query.kind."
-        )
-
-
-def _check_pictures(split: RecordSplit) -> None:
-    bare = [entry.id for entry in split.entries if not entry.num_frames]
-    if bare:
-        raise InputError(
-            f"{len(bare)} clips of the split {split.name!r} have no pictures ({bare[0]} is one); "
-            "train on recordings alone with --config.query.kind=text, label, sentence or none."
-        )
+    if reader.query is not None:
+        dataset = dataset.map_with_index(lambda step, batch: batch | {"query": of_step(batch["query"], step)})
+    return Batches(dataset, batched(ordered), num_processes, split, read, config.data.read_threads)

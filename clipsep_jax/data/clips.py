@@ -4,17 +4,14 @@ few pictures around it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int16, UInt8
+from jaxtyping import Int16, UInt8
 
-from clipsep_jax.config import Config, DataConfig, SpectrogramConfig
+from clipsep_jax.config import DataConfig, SpectrogramConfig
 from clipsep_jax.data.record import FRAMES_PER_SECOND, CorruptRecordError, Record, decode_frame
-from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, RecordSet
 from clipsep_jax.errors import InputError
-from clipsep_jax.queries.table import EmbeddingTable
 
 
 def centre_range(num_frames: int, margin: int) -> tuple[int, int]:
@@ -89,51 +86,3 @@ class ClipReader:
     def _num_frames(self, record: Record) -> int:
         seconds = len(record.audio) * FRAMES_PER_SECOND // self.spectrogram.sample_rate_hz
         return record.num_frames or max(1, seconds)
-
-
-def build_reader(config: Config, records: RecordSet, kind: str, source: str = "embeddings") -> ClipReader:
-    """The reader that gives queries of a kind, from stored embeddings or as "frames".
-
-    Raises:
-        InputError: the records cannot give such queries.
-    """
-    if source == "frames":
-        return ClipReader(config.data, config.spectrogram, None, frames=True)
-    return ClipReader(config.data, config.spectrogram, build_query(config, records, kind))
-
-
-def build_query(config: Config, records: RecordSet, kind: str) -> QueryOf | None:
-    """The one place where a kind of query becomes a function of a record; "hybrid" gives image and text, [2, Q]."""
-    if kind == "none":
-        return None
-    if kind == "label":
-        numbers = {label: np.array(number, np.int32) for number, label in enumerate(records.labels)}
-        return lambda record, _: numbers[record.label]
-    if kind == "sentence":
-        table = EmbeddingTable.load(Path(config.query.table))
-        _check_query_size(config, config.query.table, table.vectors.shape[1])
-        return lambda record, _: table.lookup(record.label)
-    if records.query_size is None:
-        raise InputError(
-            f"{records.folder} holds no embeddings; prepare it with --clip, or train with --config.query.source=frames."
-        )
-    _check_query_size(config, str(records.folder), records.query_size)
-    if kind == "image":
-        return _image_query
-    texts = EmbeddingTable.load(records.folder / LABEL_EMBEDDINGS_NAME)
-    if kind == "text":
-        return lambda record, _: texts.lookup(record.label)
-    return lambda record, nearby: np.stack([_image_query(record, nearby), texts.lookup(record.label)])
-
-
-def _image_query(record: Record, nearby: np.ndarray) -> Float32[np.ndarray, "Q"]:
-    assert record.frame_embeddings is not None
-    return record.frame_embeddings[nearby].mean(axis=0)
-
-
-def _check_query_size(config: Config, where: str, size: int) -> None:
-    if size != config.model.query_size:
-        raise InputError(
-            f"{where} holds embeddings of size {size}, the config expects {config.model.query_size}; "
-            f"set --config.model.query_size={size}."
-        )

@@ -149,7 +149,7 @@ class RecordSplit:
         """
         self.name = name
         self.entries = [entry for shard in shards for entry in _read_index(folder, shard)]
-        self._folder = folder
+        self.folder = folder
         self._with_frames = with_frames
         self._digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
 
@@ -168,9 +168,9 @@ class RecordSplit:
             IndexError: there is no such record.
         """
         entry = self.entries[index]
-        with (self._folder / entry.shard).open("rb", buffering=0) as file:
+        with (self.folder / entry.shard).open("rb", buffering=0) as file:
             data = os.pread(file.fileno(), entry.length + FRAMING_BYTES, entry.offset)
-        where = f"{self._folder / entry.shard}: record {entry.number}"
+        where = f"{self.folder / entry.shard}: record {entry.number}"
         try:
             return decode_record(unframed(data, entry.length), with_frames=self._with_frames)
         except CorruptRecordError as error:

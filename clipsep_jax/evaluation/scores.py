@@ -6,39 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from clipsep_jax.config import Config
-from clipsep_jax.data.clips import build_reader
-from clipsep_jax.data.record_set import RecordSet, RecordSplit
+from clipsep_jax.data.clips import ClipReader
+from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.errors import InputError
 from clipsep_jax.evaluation.protocols import Mixtures, Pair, draw_pairs
 from clipsep_jax.metrics import sdr, summarise
 from clipsep_jax.mixing import binary_masks
-from clipsep_jax.queries.prompts import prompt_for
+from clipsep_jax.queries.base import Kind
+from clipsep_jax.queries.kinds import IMAGE, kind_of
 from clipsep_jax.separation.separator import Separator
 from clipsep_jax.spectrogram import istft, stft, unwarp, warp
 
-CLIP_QUERIES = ("text", "image")
-_TAKES_IMAGES = ("image", "text", "hybrid")  # kinds of training queries
 BATCH = 8
-
-
-def scored_kinds(config: Config, split: RecordSplit) -> tuple[str, ...]:
-    """The kinds of queries that a model of a config can be scored by on a split; see `Evaluation.kinds`.
-
-    Raises:
-        InputError: there is none.
-    """
-    labelled = all(entry.label for entry in split.entries)
-    if config.query.kind in _TAKES_IMAGES:
-        possible = {"text": labelled, "image": all(entry.num_frames for entry in split.entries)}
-        if not any(possible.values()):
-            raise InputError(f"Clips of {split.name!r} have neither labels nor pictures to query the model by.")
-        return tuple(kind for kind in CLIP_QUERIES if possible[kind])
-    if config.query.kind == "none":
-        return ("best_mask",)
-    if not labelled:
-        raise InputError(f"The model is queried by labels, which some clips of {split.name!r} lack.")
-    return (config.query.kind,)
 
 
 class Evaluation:
@@ -59,15 +38,19 @@ class Evaluation:
         self.separator, self.config = separator, separator.config
         trained_with = separator.model_dir.encoder
         has_embeddings = bool(records.encoder and trained_with and records.encoder.sha256 == trained_with.sha256)
-        frames = self.config.query.kind in _TAKES_IMAGES and not has_embeddings
+        kind = kind_of(self.config)
+        frames = kind.has_encoder and not has_embeddings
         self.split = records.split(split, with_frames=frames)
         if len(self.split) < 2:
             raise InputError(f"The split {split!r} of {records.folder} has too few clips to mix two.")
         self.pairs = draw_pairs(self.split.entries, num_mixtures, seed)
-        self.kinds = scored_kinds(self.config, self.split)
-        self._reads_images = "image" in self.kinds
-        kind, source = ("image", "frames" if frames else "embeddings") if self._reads_images else ("none", "embeddings")
-        self._reader = build_reader(self.config, records, kind, source)
+        self._kinds = {kind.score_name: kind for kind in kind.scored_by(self.split)}
+        self.kinds = tuple(self._kinds)
+        self._reads_images = IMAGE in self._kinds.values()
+        if self._reads_images:
+            self._reader = IMAGE.reader(self.config, records, "frames" if frames else "embeddings")
+        else:
+            self._reader = ClipReader(self.config.data, self.config.spectrogram, None)
         self._embedded: dict[str, np.ndarray | np.int32] = {}
 
     def read(self, pairs: Sequence[Pair]) -> Mixtures:
@@ -89,13 +72,14 @@ class Evaluation:
 
     def queries(self, mixtures: Mixtures, kind: str) -> np.ndarray | None:
         """What the model takes as queries for both sources, [B N Q] or [B N], or None."""
-        if kind == "image" or kind == "best_mask":
+        chosen = self._kinds[kind]
+        if chosen == IMAGE or chosen.scores_best_mask:
             return mixtures.images
-        return np.stack([[self._label_query(label, kind) for label in labels] for labels in mixtures.labels])
+        return np.stack([[self._label_query(label, chosen) for label in labels] for labels in mixtures.labels])
 
-    def _label_query(self, label: str, kind: str) -> np.ndarray | np.int32:
+    def _label_query(self, label: str, kind: Kind) -> np.ndarray | np.int32:
         if label not in self._embedded:
-            self._embedded[label] = self._embed(prompt_for(label) if kind == "text" else label)
+            self._embedded[label] = self._embed(kind.query_of_label(label))
         return self._embedded[label]
 
     def scores(self, mixtures: Mixtures) -> dict[str, np.ndarray]:
@@ -108,7 +92,7 @@ class Evaluation:
         for kind in self.kinds:
             stems = np.asarray(self.separator.separate_clips(mixture, self.queries(mixtures, kind)))
             each = np.stack([self._sdr(mixtures, stems[:, n]) for n in range(stems.shape[1])])
-            if kind == "best_mask":
+            if self._kinds[kind].scores_best_mask:
                 scores[kind] = each.max(axis=0)
             else:
                 scores[kind], wrong = each

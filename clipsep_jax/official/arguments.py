@@ -20,7 +20,6 @@ ARGS_FILE = "train-args.json"
 # Official arguments and the options that they are here.
 _OPTIONS = {
     "audio_len": "spectrogram.num_samples",
-    "audio_rate": "spectrogram.sample_rate_hz",
     "n_fft": "spectrogram.fft_size",
     "hop_len": "spectrogram.hop_samples",
     "weighted_loss": "mixing.weighted",
@@ -28,8 +27,7 @@ _OPTIONS = {
     "batch_size": "data.batch_size",
     "frames": "data.frames_per_clip",
     "frame_margin": "data.frame_margin",
-    "drop_closest": "data.drop_closest",
-    "drop_closest_steps": "data.drop_closest_from_step",
+    "drop_closest_steps": "data.similar_pairs_from_step",
     "reg2_coef": "objective.regularizer_weight",
     "reg2_epsilon": "objective.gamma",
     "pit_warmup_steps": "objective.noise_warmup_steps",
@@ -60,7 +58,8 @@ class TrainArgs:
 
     def changes(self, *, by_clip: bool) -> dict[str, Any]:
         """The options of our config that it sets; `by_clip` where CLIP encodes the queries."""
-        found = {path: self.values.get(name) for name, path in _OPTIONS.items()}
+        read = _OPTIONS | {"audio_rate": "spectrogram.sample_rate_hz", "drop_closest": "data.drop_closest"}
+        found = {path: self.values.get(name) for name, path in read.items()}
         if by_clip:
             found["query.kind"] = self.values.get("train_mode")
         return {path: value for path, value in found.items() if value is not None}
@@ -193,7 +192,8 @@ def _official_args(config: Config, system: str) -> dict[str, Any]:
     by_clip = system.startswith("clipsep")
     return values | {
         **_FIXED,
-        "drop_closest": config.data.drop_closest or None,
+        "audio_rate": config.spectrogram.sample_rate_hz,
+        "drop_closest": {"keep": None, "downweight": -1}.get(config.data.similar_pairs, config.data.num_dropped_pairs),
         "win_len": config.spectrogram.fft_size,
         "image_model": _IMAGE_MODELS.get(system, "clip"),
         "train_mode": config.query.kind if by_clip else "image",

@@ -251,7 +251,8 @@ def _config(sizes: dict[str, int], system: str, arguments: TrainArgs) -> Config:
     for path, value in (changes | {f"model.{name}": size for name, size in sizes.items()}).items():
         group, name = path.split(".")
         values[group][name] = value
-    return Config.from_config_dict(values)
+    config = Config.from_config_dict(values)
+    return config.replace(model={name: sizes[name] for name in ("num_labels", "num_learned_queries") if name in sizes})
 
 
 def _updates_per_step(config: Config) -> int:

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int, Int32, PyTree, UInt8
-from PIL import Image
+from jaxtyping import Array, Float, Float32, Int, Int32, PyTree
 from tqdm import tqdm
 
 from clipsep_jax.config import Config
@@ -19,13 +18,12 @@ from clipsep_jax.encoders.registry import load_encoder
 from clipsep_jax.encoders.resnet import ResnetEncoder
 from clipsep_jax.errors import InputError
 from clipsep_jax.model_dir import TABLE_FILE, ModelDir, open_model_dir
-from clipsep_jax.queries.prompts import nearest_labels
+from clipsep_jax.queries.base import Embedder, Query
+from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.queries.table import EmbeddingTable
 from clipsep_jax.separation.chunks import chunk_starts, triangle
 from clipsep_jax.spectrogram import istft, log_warped_magnitude, stft, unwarp
 from clipsep_jax.structures import AnyArray, MaskLogits
-
-Query = str | Image.Image | np.ndarray
 
 CHUNKS_AT_ONCE = 4
 
@@ -99,34 +97,10 @@ class Separator:
         Raises:
             InputError: the model does not take such a query.
         """
-        kind = self.config.query.kind
-        if kind == "none":
-            if queries:
-                raise InputError(f"{self.model_dir.folder} separates without queries; give none.")
-            return None
-        if not queries:
-            raise InputError("There is no query; say what to pull out.")
-        if kind == "label":
-            return np.array([self._label_number(query) for query in queries], np.int32)
-        return np.stack([self._embed(query) for query in queries])
-
-    def _label_number(self, query: Query) -> int:
-        labels = self.model_dir.labels
-        if query not in labels:
-            raise InputError(
-                f"{self.model_dir.folder} takes one of its {len(labels)} labels as a query, not {query!r}; "
-                f"the nearest are {', '.join(nearest_labels(str(query), labels))}."
-            )
-        return labels.index(str(query))
-
-    def _embed(self, query: Query) -> Float32[np.ndarray, " Q"]:
-        if isinstance(query, np.ndarray) and query.ndim == 1:
-            return query.astype(np.float32)
-        if isinstance(query, str):
-            by_table = self.config.query.kind == "sentence"
-            return self.table.lookup(query) if by_table else self.encoder.embed_text([query])[0]
-        pictures = np.asarray(query.convert("RGB"))[None] if isinstance(query, Image.Image) else query
-        return self.encoder.embed_frames(_as_pictures(pictures)).mean(axis=0)
+        by = Embedder(
+            str(self.model_dir.folder), lambda: self.encoder, lambda: self.table, tuple(self.model_dir.labels)
+        )
+        return kind_of(self.config).embed_all(queries, by)
 
     @partial(jax.jit, static_argnums=0)
     def _masked(
@@ -204,9 +178,3 @@ class Separator:
             row[:] = np.resize(waveform[start : start + chunk], chunk)
         queries = None if embeddings is None else np.broadcast_to(embeddings, (CHUNKS_AT_ONCE, *embeddings.shape))
         return np.asarray(self.separate_clips(mixtures, queries))[: len(starts)]
-
-
-def _as_pictures(pictures: np.ndarray) -> UInt8[np.ndarray, "R H W 3"]:
-    if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.dtype != np.uint8:
-        raise InputError(f"Pictures must be uint8 of shape [R, H, W, 3], not {pictures.dtype} {pictures.shape}.")
-    return pictures

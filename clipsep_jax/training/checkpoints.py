@@ -17,6 +17,7 @@ from orbax.checkpoint import checkpoint_managers
 from clipsep_jax.config import Config, differences
 from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.files import atomic_write
+from clipsep_jax.old_options import names_today
 from clipsep_jax.training.devices import first_process_alone
 
 T = TypeVar("T")
@@ -184,8 +185,9 @@ class Checkpoints:
             InputError: others differ; the message lists them.
         """
         stored = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
-        changed = differences(stored, self._config)
-        refused = {name: values for name, values in changed.items() if name not in set(allowed)}
+        changed = differences(Config.from_config_dict(stored).to_dict(), self._config)
+        may_differ = {name for option in allowed for name in names_today(option)}
+        refused = {name: values for name, values in changed.items() if name not in may_differ}
         if refused:
             told = "; ".join(f"{name} was {before!r}, is {now!r}" for name, (before, now) in refused.items())
             flags = " ".join(f"--allow-change={name}" for name in refused)

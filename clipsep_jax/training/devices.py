@@ -163,7 +163,7 @@ def local_batch_size(batch_size: int, mesh: Mesh | AbstractMesh, spare: int = 0)
         InputError: the devices cannot share either evenly.
     """
     num_devices = mesh.shape["data"]
-    for name, size in (("batch_size", batch_size), ("drop_closest", spare)):
+    for name, size in (("batch_size", batch_size), ("num_dropped_pairs", spare)):
         if size % num_devices:
             raise InputError(
                 f"config.data.{name} is {size}, which {num_devices} devices (in a sweep: groups of them) cannot share "

@@ -1,18 +1,19 @@
 """The parts of a training run, built from its config and checked before anything is written."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from clipsep_jax.config import Config
-from clipsep_jax.data.batches import Batches, build_batches
+from clipsep_jax.data.batches import Batches
 from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, EncoderInfo, RecordSet
 from clipsep_jax.encoders.clip import ClipEncoder
 from clipsep_jax.encoders.registry import load_encoder, split_name
 from clipsep_jax.encoders.resnet import ResnetEncoder
 from clipsep_jax.errors import InputError
+from clipsep_jax.queries.base import Kind
+from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.structures import Batch
 from clipsep_jax.training.devices import local_batch_size, make_mesh, put_batch, replicated
 from clipsep_jax.training.step import JointTrainer, Trainer, TrainState
@@ -34,19 +35,23 @@ class Run:
             configs: of the run; or of several members trained together, see `JointTrainer`.
         """
         self.records = RecordSet(Path(configs[0].data.records))
-        self.configs = [fit_to_records(config, self.records) for config in configs]
+        self.kind = kind_of(configs[0])
+        for config in configs:
+            self.kind.check(config)
+        self.configs = [self.kind.fit(config, self.records.labels) for config in configs]
         self.config = config = self.configs[0]  # for all that members share
         self.encoder = find_encoder(config, self.records)
         self.mesh = make_mesh(num_members=len(configs))
         encoder = self._load_encoder()
         self.encoder_state = jax.device_put(encoder.state, replicated(self.mesh)) if encoder else None
         encode = encoder.encode_images if encoder else None
-        kind = Trainer if len(configs) == 1 else JointTrainer
-        self.trainer = kind(*self.configs, encode=encode, mesh=self.mesh)
+        trainer = Trainer if len(configs) == 1 else JointTrainer
+        self.trainer = trainer(*self.configs, encode=encode, mesh=self.mesh)
         self.gather = jax.jit(lambda tree: tree, out_shardings=replicated(self.mesh))
-        self.train_batches = self._batches(config.data.train_split, config.query.kind, training=True)
+        self.train_batches = self._batches(config.data.train_split, self.kind, training=True)
         self.validation_batches = {
-            kind: self._batches(config.data.validation_split, kind, training=False) for kind in self._validated_kinds()
+            kind.name: self._batches(config.data.validation_split, kind, training=False)
+            for kind in self._validated_kinds()
         }
 
     def _load_encoder(self) -> ClipEncoder | ResnetEncoder | None:
@@ -61,36 +66,33 @@ class Run:
             )
         return encoder
 
-    def _batches(self, split: str, kind: str, *, training: bool) -> Batches:
-        spare = max(0, self.config.data.drop_closest) if training else 0
-        return build_batches(
+    def _batches(self, split: str, kind: Kind, *, training: bool) -> Batches:
+        spare = self.config.data.num_dropped_pairs if training else 0
+        return kind.batches(
             self.config,
             self.records,
             split,
-            kind,
             training=training,
             batch_size=local_batch_size(self.config.data.batch_size, self.mesh, spare),
             process_index=jax.process_index(),
             num_processes=jax.process_count(),
         )
 
-    def _validated_kinds(self) -> list[str]:
-        """The kind that models are chosen by; beside image, text too where every clip has a label with an embedding."""
+    def _validated_kinds(self) -> tuple[Kind, ...]:
+        """The kinds of queries to validate by; none where the validation split is missing or too small."""
         if self.config.data.validation_split not in self.records.splits:
-            return []
+            return ()
         entries = self.records.split(self.config.data.validation_split).entries
         if len(entries) < self.config.data.num_sources:
-            return []
-        has_texts = all(entry.label for entry in entries) and (self.records.folder / LABEL_EMBEDDINGS_NAME).is_file()
+            return ()
         same_encoder = self.encoder and self.records.encoder and self.encoder.sha256 == self.records.encoder.sha256
-        return (
-            [self.chosen_by, "text"] if self.chosen_by == "image" and has_texts and same_encoder else [self.chosen_by]
-        )
+        has_texts = bool(same_encoder) and (self.records.folder / LABEL_EMBEDDINGS_NAME).is_file()
+        return self.kind.validated_by(entries, has_texts)
 
     @property
     def chosen_by(self) -> str:
-        """The kind of query whose validation loss chooses the best model."""
-        return "image" if self.config.query.kind == "hybrid" else self.config.query.kind
+        """The name of the kind of query whose validation loss chooses the best model."""
+        return self.kind.chosen_by.name
 
     def validate(self, state: TrainState) -> list[dict[str, float]]:
         """Each member's mean loss over the first validation batches, for each kind of query."""
@@ -108,22 +110,13 @@ class Run:
         return losses
 
 
-def fit_to_records(config: Config, records: RecordSet) -> Config:
-    """The config with the sizes that its kind of query takes from the data: labels, or sources to tell apart."""
-    if config.query.kind == "label":
-        return replace(config, model=replace(config.model, num_labels=len(records.labels)))
-    if config.query.kind == "none":
-        return replace(config, model=replace(config.model, num_learned_queries=config.data.num_sources))
-    return config
-
-
 def find_encoder(config: Config, records: RecordSet) -> EncoderInfo | None:
     """The query encoder of a run: the config's, or else the one that prepared the records.
 
     Raises:
         InputError: it is not there any more, or is not the one that made the stored embeddings.
     """
-    if config.query.kind in ("label", "sentence", "none"):
+    if not kind_of(config).has_encoder:
         return None
     name = config.query.encoder or (records.encoder.name if records.encoder else "")
     if not name:

@@ -73,7 +73,7 @@ class Trainer:
         Args:
             configs: one; several for `JointTrainer`.
             encode: `(encoder_state, frames) -> embeddings`, needed with `query.source = "frames"`.
-            mesh: of the devices that the state is spread over by `config.sharding`; without one, it lies on one device.
+            mesh: of the devices that the state is spread over (`config.train.sharding`); without it, one device.
         """
         self.configs = configs
         self.config = config = configs[0]
@@ -94,7 +94,7 @@ class Trainer:
 
     def sharding(self, mesh: Mesh | AbstractMesh) -> PyTree:
         """Where each array of the state lies."""
-        return state_sharding(jax.eval_shape(self._init), mesh, self.config.sharding)
+        return state_sharding(jax.eval_shape(self._init), mesh, self.config.train.sharding)
 
     def _build_model(self, seed: int) -> CLIPSep:
         dtype = jnp.bfloat16 if self.config.train.precision == "bfloat16" else None
@@ -108,13 +108,13 @@ class Trainer:
 
     def mix(self, batch: Batch, step: Array, encoder: Any, training: bool) -> tuple[Mixture, Array | None]:
         """The mixture and the queries of a batch."""
-        choosing = self.config.data.drop_closest if training else 0
-        active = step >= self.config.data.drop_closest_from_step
-        if choosing > 0:
+        similar_pairs = self.config.data.similar_pairs if training else "keep"
+        active = step >= self.config.data.similar_pairs_from_step
+        if similar_pairs == "drop":
             batch = drop_closest(batch, self.config.data.batch_size, active)
         sources = apply_gain(jnp.asarray(batch.sources), jnp.asarray(batch.gain))
         mixture = mix(sources, self.config.spectrogram, self.config.mixing)
-        if choosing < 0:
+        if similar_pairs == "downweight":
             likeness = likeness_weight(jnp.asarray(batch.query), active)
             mixture = replace(mixture, weight=mixture.weight * likeness[:, None, None])
         return mixture, self._query(batch, encoder)
@@ -241,7 +241,7 @@ class JointTrainer(Trainer):
 
     def sharding(self, mesh: Mesh | AbstractMesh) -> PyTree:
         """Where each array of the state lies: members along `model`, each as a single model."""
-        one = state_sharding(jax.eval_shape(super()._init), mesh, self.config.sharding)
+        one = state_sharding(jax.eval_shape(super()._init), mesh, self.config.train.sharding)
         return jax.tree.map(lambda place: NamedSharding(mesh, PartitionSpec("model", *place.spec)), one)
 
     def _init(self) -> TrainState:

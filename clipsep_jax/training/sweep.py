@@ -25,10 +25,11 @@ from clipsep_jax.config import Config
 from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.evaluation.protocols import draw_pairs
-from clipsep_jax.evaluation.scores import Evaluation, scored_kinds
+from clipsep_jax.evaluation.scores import Evaluation
 from clipsep_jax.evaluation.tables import write_scores
 from clipsep_jax.files import atomic_write
 from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE
+from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.separation.separator import Separator
 from clipsep_jax.training.devices import first_process_alone
 from clipsep_jax.training.loop import train_together
@@ -174,7 +175,7 @@ def _check_split(config: Config, records: RecordSet, split: str, num_mixtures: i
             f"{', '.join(records.splits)}, or --num-mixtures 0 for no scores."
         )
     clips = records.split(split)
-    scored_kinds(config, clips)
+    kind_of(config).scored_by(clips)
     draw_pairs(clips.entries, num_mixtures, seed=0)
 
 

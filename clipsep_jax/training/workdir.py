@@ -68,7 +68,7 @@ class Member:
         """Start the model directory and the curves of a run that goes on from `start` with `others`."""
         self.others, first = others, jax.process_index() == 0
         if first:
-            labels = self.run.records.labels if self.config.query.kind == "label" else ()
+            labels = self.run.kind.labels_of(self.run.records)
             table = Path(self.config.query.table) if self.config.query.table else None
             start_model_dir(self.workdir / BEST_FOLDER, self.config, self.run.encoder, labels, table)
         self.best_loss = told_by_first(min(self.checkpoints.best_loss, self._loss_of_best()) if start else math.inf)

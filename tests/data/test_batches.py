@@ -9,10 +9,11 @@ import pytest
 from clipsep_jax.config import Config
 from clipsep_jax.data import batches as input
 from clipsep_jax.data import record_set as record_sets
-from clipsep_jax.data.batches import TolerantReader, build_batches
-from clipsep_jax.data.clips import ClipReader, build_reader, centre_range, centre_samples, crop_audio, pictures_around
+from clipsep_jax.data.batches import TolerantReader
+from clipsep_jax.data.clips import ClipReader, centre_range, centre_samples, crop_audio, pictures_around
 from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, RecordSet, RecordSplit, write_shard
 from clipsep_jax.errors import InputError, InputWarning
+from clipsep_jax.queries.kinds import KINDS
 from clipsep_jax.queries.table import EmbeddingTable
 from clipsep_jax.structures import Batch
 from tests.small import QUERY_SIZE, make_record, make_records, small_config
@@ -27,7 +28,7 @@ def batches_of(
     records: RecordSet, *, kind: str = "image", training: bool = True, seed: int = 0, batch_size: int = 2, **kwargs
 ):
     config = small_config(records.folder, seed=seed)
-    return build_batches(config, records, "train", kind, training=training, batch_size=batch_size, **kwargs)
+    return KINDS[kind].batches(config, records, "train", training=training, batch_size=batch_size, **kwargs)
 
 
 def assert_equal(a: Batch, b: Batch) -> None:
@@ -74,7 +75,7 @@ def test_pictures_around_repeat_at_the_ends():
 
 
 def test_validation_takes_the_official_centre(records):
-    reader = build_reader(small_config(records.folder), records, "image")
+    reader = KINDS["image"].reader(small_config(records.folder), records)
     record = make_record(0, seconds=8.0)
     clip = reader(record, None)
     expected = crop_audio(record.audio, centre_samples(4, 16_000), 2047)
@@ -105,7 +106,7 @@ def test_the_ids_of_a_batch_are_those_of_its_clips(records):
     batches = batches_of(records, training=False)
     for step in (0, 1, 5):
         loud = {sound.tobytes(): True for sound in batches[step].sources.reshape(-1, batches[step].sources.shape[-1])}
-        reader = build_reader(small_config(records.folder), records, "image")
+        reader = KINDS["image"].reader(small_config(records.folder), records)
         split = records.split("train")
         numbers = {entry.id: number for number, entry in enumerate(split.entries)}
         for id, sound in zip(batches.ids(step), loud, strict=True):
@@ -129,14 +130,14 @@ def test_gains_lie_in_the_official_range(records):
 
 
 def test_text_queries_come_from_the_label_table(records):
-    reader = build_reader(small_config(records.folder), records, "text")
+    reader = KINDS["text"].reader(small_config(records.folder), records)
     record = make_record(1)
     table = EmbeddingTable.load(records.folder / LABEL_EMBEDDINGS_NAME)
     np.testing.assert_array_equal(reader(record, None)["query"], table.lookup("hiss"))
 
 
 def test_frames_are_pictures_of_the_clip(records):
-    reader = build_reader(small_config(records.folder), records, "image", "frames")
+    reader = KINDS["image"].reader(small_config(records.folder), records, "frames")
     clip = reader(make_record(3), None)
     assert clip["frames"].shape == (3, 224, 224, 3)
     assert "query" not in clip
@@ -146,7 +147,7 @@ def test_wrong_query_size_is_refused(records):
     config = small_config(records.folder)
     config = replace(config, model=replace(config.model, query_size=512))
     with pytest.raises(InputError, match=r"set --config\.model\.query_size=6"):
-        build_reader(config, records, "image")
+        KINDS["image"].reader(config, records)
 
 
 def test_a_split_of_one_clip_is_refused(tmp_path):
@@ -170,7 +171,7 @@ def test_hybrid_queries_alternate_between_image_and_text(records):
 
 def test_label_queries_are_numbers_of_labels(records):
     record = make_record(1)
-    reader = build_reader(small_config(records.folder), records, "label")
+    reader = KINDS["label"].reader(small_config(records.folder), records)
     assert records.labels[reader(record, None)["query"]] == record.label == "hiss"
     assert batches_of(records, kind="label")[0].query.dtype == np.int32
 
@@ -180,7 +181,7 @@ def test_sentence_queries_come_from_their_file(records, tmp_path):
     EmbeddingTable(("hum", "buzz", "hiss"), vectors).save(tmp_path / "table.safetensors")
     config = small_config(records.folder)
     config = replace(config, query=replace(config.query, kind="sentence", table=str(tmp_path / "table.safetensors")))
-    reader = build_reader(config, records, "sentence")
+    reader = KINDS["sentence"].reader(config, records)
     np.testing.assert_array_equal(reader(make_record(1), None)["query"], vectors[2])
 
 
@@ -247,7 +248,7 @@ def test_more_than_one_damaged_record_in_a_thousand_ends_the_run(tmp_path):
 def test_two_damaged_records_far_apart_are_both_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(input, "REPLACED_WINDOW", 5)
     records = RecordSet(make_records(tmp_path))
-    split, reader = records.split("train"), build_reader(small_config(tmp_path), records, "image")
+    split, reader = records.split("train"), KINDS["image"].reader(small_config(tmp_path), records)
     whole = [reader(split[number], None)["sources"] for number in range(7)]
     damage(records, "train", {1})
     read = TolerantReader(split, reader)

@@ -29,7 +29,8 @@ def config_of(sharding: str) -> Config:
     model = replace(config.model, width=16, num_levels=2)
     spectrogram = replace(config.spectrogram, num_samples=8_191)
     data = replace(config.data, batch_size=8)
-    return replace(config, model=model, data=data, spectrogram=spectrogram, sharding=sharding)
+    train = replace(config.train, sharding=sharding)
+    return replace(config, model=model, data=data, spectrogram=spectrogram, train=train)
 
 
 def batch_of(config: Config, seed: int) -> Batch:
@@ -58,7 +59,7 @@ class OneStep:
         self.trainer = Trainer(config, mesh=self.mesh)
         self.places = jax.tree.map(lambda x: x.sharding, self.trainer.init())
         split = [not place.is_fully_replicated for place in jax.tree.leaves(self.places)]
-        assert any(split) == (config.sharding == "fsdp" and num_devices > 1)
+        assert any(split) == (config.train.sharding == "fsdp" and num_devices > 1)
         self.gradients = jax.jit(self._gradients, out_shardings=replicated(self.mesh))
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple:

@@ -21,7 +21,7 @@ def config_of(num_devices: int, sharding: str) -> Config:
     config = Config()
     return replace(
         config,
-        sharding=sharding,
+        train=replace(config.train, sharding=sharding),
         model=replace(config.model, num_noise_heads=2),
         objective=replace(config.objective, name="noise_invariant"),
         data=replace(config.data, batch_size=2 * num_devices),

@@ -102,7 +102,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
     assert (local_batch_size(32, mesh), local_batch_size(32, mesh, 8)) == (32, 40)
     with pytest.raises(InputError, match=r"batch_size is 30, which 8 devices .* choose a multiple of 8"):
         local_batch_size(30, mesh, 8)
-    with pytest.raises(InputError, match=r"drop_closest is 4, which 8 devices .* choose a multiple of 8"):
+    with pytest.raises(InputError, match=r"num_dropped_pairs is 4, which 8 devices .* choose a multiple of 8"):
         local_batch_size(32, mesh, 4)
 
 

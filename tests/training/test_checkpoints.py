@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from clipsep_jax.errors import InputWarning
+from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.training.checkpoints import CHECKSUMS_NAME, Checkpoints
 from clipsep_jax.training.step import Trainer
 from tests.small import small_config
@@ -147,3 +147,11 @@ def test_the_latest_two_and_the_best_are_kept(state, tmp_path):
         "5",
         "6",
     ]
+
+
+def test_a_change_may_be_allowed_by_the_name_of_an_earlier_version(folder):
+    changed = CONFIG.replace(data={"similar_pairs": "drop", "num_dropped_pairs": 1}, train={"sharding": "fsdp"})
+    with Checkpoints(folder, changed) as checkpoints:
+        with pytest.raises(InputError, match=r"data\.num_dropped_pairs.*data\.similar_pairs.*train\.sharding"):
+            checkpoints.check_config(1, ["data.drop_closest_from_step"])
+        checkpoints.check_config(1, ["data.drop_closest", "sharding"])

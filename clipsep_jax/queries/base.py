@@ -1,0 +1,197 @@
+"""What every kind of query answers; `kinds.py` has the kinds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int32
+from PIL import Image as Pillow
+
+from clipsep_jax.config import Config
+from clipsep_jax.data.batches import Batches, build_batches
+from clipsep_jax.data.clips import ClipReader, QueryOf
+from clipsep_jax.data.record_set import IndexEntry, RecordSet, RecordSplit
+from clipsep_jax.encoders.base import Encoder
+from clipsep_jax.errors import InputError
+from clipsep_jax.queries.table import EmbeddingTable
+
+Query = str | Pillow.Image | np.ndarray  # what a user gives
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """What a trained model has to embed a user's query with.
+
+    Attributes:
+        model: its name, for messages.
+        encoder: loads its query encoder.
+        table: loads its embeddings of labels.
+        labels: that it was trained with, in the order of their numbers.
+    """
+
+    model: str
+    encoder: Callable[[], Encoder]
+    table: Callable[[], EmbeddingTable]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of query.
+
+    Attributes:
+        name: in `config.query.kind`, in the names of validation losses and of scores.
+        needs_labels, needs_pictures: whether every clip must have them.
+        needs_table: whether `config.query.table` must be given.
+        has_encoder: whether an encoder makes the embeddings, so that the queries of a mixture can be compared.
+        encodes_in_step: whether the step may encode pictures itself (`config.query.source = "frames"`).
+        objectives: that can train such a model.
+        scores_best_mask: whether the best of all masks is scored, which only an oracle could choose.
+    """
+
+    name: str = ""
+    needs_labels: bool = False
+    needs_pictures: bool = False
+    needs_table: bool = False
+    has_encoder: bool = False
+    encodes_in_step: bool = False
+    objectives: tuple[str, ...] = ("weighted", "noise_invariant")
+    scores_best_mask: bool = False
+
+    def check(self, config: Config) -> None:
+        """Checks the options that depend on the kind of query.
+
+        Raises:
+            InputError: an option contradicts it.
+        """
+        if bool(config.query.table) != self.needs_table:
+            raise InputError('config.query.table goes with config.query.kind = "sentence", and that needs it.')
+        if config.query.source == "frames" and not self.encodes_in_step:
+            raise InputError('config.query.source = "frames" needs config.query.kind = "image".')
+        if config.objective.name not in self.objectives:
+            allowed = " or ".join(f'"{name}"' for name in self.objectives)
+            raise InputError(f'config.query.kind = "{self.name}" goes with config.objective.name = {allowed}.')
+        if config.data.similar_pairs != "keep":
+            self._check_similar_pairs(config)
+
+    def _check_similar_pairs(self, config: Config) -> None:
+        if not self.has_encoder or config.objective.name != "weighted":
+            raise InputError(
+                'config.data.similar_pairs compares CLIP queries under a weighted objective; set it to "keep" here.'
+            )
+        if config.data.num_sources != 2 or config.query.source != "embeddings":
+            raise InputError(
+                'config.data.similar_pairs compares stored embeddings of two sources; set it to "keep" here.'
+            )
+
+    def fit(self, config: Config, labels: Sequence[str]) -> Config:
+        """The config with the sizes that the network takes from the kind of query and the labels of the data."""
+        return config
+
+    def labels_of(self, records: RecordSet) -> tuple[str, ...]:
+        """The labels that a model trained on the records can be asked for by number."""
+        return ()
+
+    def query_of(self, config: Config, records: RecordSet) -> QueryOf | None:
+        """How a record gives its query: a function of a record and of the pictures around a centre.
+
+        Raises:
+            InputError: the records cannot give such queries.
+        """
+        raise NotImplementedError
+
+    def reader(self, config: Config, records: RecordSet, source: str = "embeddings") -> ClipReader:
+        """The reader of clips that gives queries of this kind, from stored embeddings or, for pictures, as "frames".
+
+        Raises:
+            InputError: the records cannot give such queries.
+        """
+        if source == "frames" and self.encodes_in_step:
+            return ClipReader(config.data, config.spectrogram, None, frames=True)
+        return ClipReader(config.data, config.spectrogram, self.query_of(config, records))
+
+    def of_step(self, query: np.ndarray, step: int) -> np.ndarray:
+        """The queries of a step, from what the reader gave."""
+        return query
+
+    def batches(self, config: Config, records: RecordSet, split: str, **how: Any) -> Batches:
+        """Endless batches of mixtures from one split.
+
+        Args:
+            how: arguments of `build_batches`: training, batch_size, and the process's share.
+
+        Raises:
+            InputError: the split is missing, too small, or cannot give such queries.
+        """
+        reader = self.reader(config, records, config.query.source)
+        clips = records.split(split, with_frames=reader.frames)
+        self._check_clips(clips)
+        return build_batches(config, clips, reader, self.of_step, **how)
+
+    def _check_clips(self, split: RecordSplit) -> None:
+        unlabelled = [entry.id for entry in split.entries if not entry.label]
+        if self.needs_labels and unlabelled:
+            raise InputError(
+                f"{len(unlabelled)} clips of the split {split.name!r} have no label ({unlabelled[0]} is one); "
+                "prepare the records with --labels, or train with another --config.query.kind."
+            )
+        bare = [entry.id for entry in split.entries if not entry.num_frames]
+        if self.needs_pictures and bare:
+            raise InputError(
+                f"{len(bare)} clips of the split {split.name!r} have no pictures ({bare[0]} is one); "
+                "train on recordings alone with --config.query.kind=text, label, sentence or none."
+            )
+
+    @property
+    def chosen_by(self) -> "Kind":
+        """The kind whose validation loss chooses the best model."""
+        return self
+
+    def validated_by(self, entries: Sequence[IndexEntry], has_texts: bool) -> "tuple[Kind, ...]":
+        """The kinds that a model of this kind is validated by, `chosen_by` first.
+
+        Args:
+            entries: of the validation split.
+            has_texts: whether the records hold embeddings of the labels by the query encoder.
+        """
+        return (self.chosen_by,)
+
+    def scored_by(self, split: RecordSplit) -> "tuple[Kind, ...]":
+        """The kinds of queries that a model of this kind is scored by on a split, the chief one first.
+
+        Raises:
+            InputError: the split cannot give such queries.
+        """
+        if self.needs_labels and not all(entry.label for entry in split.entries):
+            raise InputError(f"The model is queried by labels, which some clips of {split.name!r} lack.")
+        return (self,)
+
+    @property
+    def score_name(self) -> str:
+        """What the scores of such queries are called."""
+        return "best_mask" if self.scores_best_mask else self.name
+
+    def query_of_label(self, label: str) -> str:
+        """What a user asks who looks for a label."""
+        return label
+
+    def embed(self, query: Query, by: Embedder) -> Float32[np.ndarray, " Q"] | np.int32:
+        """What the model takes for a user's query.
+
+        Raises:
+            InputError: it does not take such a query.
+        """
+        raise NotImplementedError
+
+    def embed_all(
+        self, queries: Sequence[Query], by: Embedder
+    ) -> Float32[np.ndarray, "N Q"] | Int32[np.ndarray, " N"] | None:
+        """What the model takes for several queries of a user; None where it takes none.
+
+        Raises:
+            InputError: there is no query, or the model does not take one of them.
+        """
+        if not queries:
+            raise InputError("There is no query; say what to pull out.")
+        return np.stack([self.embed(query, by) for query in queries])
