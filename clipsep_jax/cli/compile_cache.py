@@ -1,4 +1,4 @@
-"""Compiled programs kept from run to run, in the user's cache folder."""
+"""The cache of compiled programs, in the user's cache folder."""
 
 import os
 import stat
@@ -16,8 +16,8 @@ MAX_BYTES = 2**31
 def keep_compiled_programs() -> None:
     """Tells JAX where to keep what it compiles.
 
-    A program that is loaded is run, so the folder must be the user's and writable by nobody else; otherwise nothing is
-    kept, and a warning says so. A folder that is chosen already (JAX_COMPILATION_CACHE_DIR) stays the one.
+    Whoever can write to the folder can run code here, so it must belong to the user and be writable by nobody else;
+    otherwise a warning says so and nothing is kept. A folder that is set already (JAX_COMPILATION_CACHE_DIR) is used.
     """
     if jax.config.values["jax_compilation_cache_dir"]:
         return

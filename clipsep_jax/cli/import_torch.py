@@ -11,7 +11,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT.pt", help="state dict of the official code")
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="model directory to write")
-    parser.add_argument("--system", metavar="NAME", help="which official model (default: told by its tensors)")
+    parser.add_argument("--system", metavar="NAME", help="which official model (default: recognised by its tensors)")
     parser.add_argument(
         "--clip", metavar="MODEL", help="query encoder: CLIP folder or hub id; resnet18-clip:PATH for sop"
     )

@@ -1,4 +1,4 @@
-"""The command line: finds the command, imports its module alone, and turns errors into sentences and exit codes."""
+"""The command line: imports the module of the command that is asked for, and turns errors into exit codes."""
 
 import argparse
 import errno
@@ -22,7 +22,7 @@ COMMANDS = {
     "separate": ("separate", "Pull a sound out of a recording by a sentence."),
     "import-torch": ("import_torch", "Turn a checkpoint of the official PyTorch code into a model directory."),
     "export-torch": ("export_torch", "Turn a model into a checkpoint of the official PyTorch code."),
-    "info": ("info", "Say what a model directory holds."),
+    "info": ("info", "Show what a model directory holds."),
     "demo": ("demo", "Run the whole job on made-up data, or on your own videos, and write a report."),
 }
 _WITH_OVERRIDES = ("train", "sweep-gamma")  # any option of the config may follow
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-        Its exit code: 0 done, 1 a failure of the machine, 2 input that cannot be used, 130 interrupted by Ctrl-C, 75
-        training stopped and saved after SIGTERM.
+        Its exit code: 0 done; 1 the machine failed; 2 the input cannot be used; 75 training was stopped by SIGTERM and
+        is saved; 130 interrupted by Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser(arguments)
@@ -78,13 +78,13 @@ _DESCRIPTION = "Text-queried sound separation, learned from noisy unlabeled vide
 
 @cache
 def _quiet_orbax() -> None:
-    """Keeps off the screen what Orbax tells of every save, and of the errors that it raises besides."""
+    """Silences Orbax's log of every save, and its extra report of errors that it raises anyway."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     show = sys.unraisablehook
 
     def show_others(event: Any) -> None:
-        # Once a write has failed, its event loop is closed, and TensorStore tells of every other write that ends later.
+        # After a failed write TensorStore reports once more for each other write that was under way.
         if str(event.exc_value) != "Event loop is closed":
             show(event)
 
@@ -99,7 +99,7 @@ def _os_error(error: OSError) -> str:
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Shows our own warnings as one sentence each, the others as always."""
+    """Shows our own warnings as one sentence each, without the line of code; other warnings as always."""
     with warnings.catch_warnings():
         others = warnings.showwarning
 

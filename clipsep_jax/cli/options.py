@@ -1,4 +1,4 @@
-"""What options of several commands share: the types of their values, and groups of them."""
+"""Options that several commands have, and types of values."""
 
 import argparse
 from pathlib import Path
@@ -21,7 +21,7 @@ def not_negative(text: str) -> int:
 
 
 def add_mixture_options(parser: argparse.ArgumentParser, least: int) -> None:
-    """Which mixtures to score on, at least so many."""
+    """Adds the choice of mixtures to score on; `least` is the smallest number allowed, 0 or 1."""
     number = positive if least else not_negative
     none = "" if least else "; 0 for no scores"
     parser.add_argument("--split", default="test", help="which split of the records to score on (default: test)")
@@ -31,5 +31,5 @@ def add_mixture_options(parser: argparse.ArgumentParser, least: int) -> None:
 
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
-    """The model to use."""
+    """Adds the choice of the model."""
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="model directory or training workdir")

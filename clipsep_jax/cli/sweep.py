@@ -25,7 +25,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=V,V,...",
         help="an option of the objective or optimizer and its values, such as config.objective.regularizer=sum,ratio, "
-        "in place of gamma or, with --gammas, beside it; repeatable: all combinations are trained",
+        "instead of gamma or, with --gammas, in addition; repeatable: all combinations are trained",
     )
     add_mixture_options(parser, least=0)
 

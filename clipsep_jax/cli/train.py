@@ -16,8 +16,13 @@ DESCRIPTION = (
 
 def describe(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `clipsep train`."""
-    parser.add_argument("--config", required=True, metavar="FILE.py[:DATASET]", help="one of configs/, or your own")
-    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="where the run is kept")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="NAME[:DATASET]",
+        help="a shipped config, such as clipsep_nit:vggsound, or FILE.py[:DATASET] of your own",
+    )
+    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument(
         "--allow-change",
         action="append",
@@ -28,12 +33,14 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
-        help="of process 0, where several run together and no SLURM, MPI or TPU tells",
+        help="address of process 0, for runs of several processes outside SLURM, MPI and TPU pods",
     )
     parser.add_argument(
-        "--num-processes", type=positive, metavar="N", help="with --coordinator: how many run, one a host"
+        "--num-processes", type=positive, metavar="N", help="with --coordinator: the number of processes, one per host"
     )
-    parser.add_argument("--process-id", type=int, metavar="I", help="with --coordinator: which one this is, from 0")
+    parser.add_argument(
+        "--process-id", type=int, metavar="I", help="with --coordinator: the number of this process, from 0"
+    )
     parser.add_argument(
         "--profile-server", type=_port, metavar="PORT", help="let TensorBoard take profiles of this process at PORT"
     )
@@ -56,7 +63,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def get_ready(config: Any, options: argparse.Namespace) -> None:
-    """Joins the other processes of a run, and makes the toy records that its config asks for."""
+    """Connects to the other processes of the run, and makes the toy records if the config asks for them."""
     from clipsep_jax.training import devices as distributed
 
     distributed.start(_cluster(options))
@@ -72,7 +79,7 @@ def get_ready(config: Any, options: argparse.Namespace) -> None:
 
 
 def step_trace(options: argparse.Namespace) -> Any:
-    """The recorder of the steps that --profile-steps names, or None."""
+    """What records the steps of --profile-steps; None without that option."""
     from clipsep_jax.training.timing import StepTrace
 
     if options.profile_steps is None:
@@ -98,7 +105,7 @@ def _cluster(options: argparse.Namespace) -> Any:
 def _port(text: str) -> int:
     number = int(text)
     if not 0 < number < 2**16:
-        raise argparse.ArgumentTypeError(f"{text} is no port")
+        raise argparse.ArgumentTypeError(f"{text} is not a port")
     return number
 
 
