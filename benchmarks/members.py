@@ -10,22 +10,21 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from benchmarks.machine import machine
 from benchmarks.train_step import random_batch, seconds_of
 from clipsep_jax.config import Config
 from clipsep_jax.configs import clipsep_nit
-from clipsep_jax.training.step import JointTrainer, Trainer
+from clipsep_jax.training.members import JointTrainer
+from clipsep_jax.training.step import Trainer
 from clipsep_jax.training.sweep import GAMMAS, members_of, read_variation
 
 
 class AtOnce(JointTrainer):
     """All members in one batched computation, as `jax.vmap` makes it."""
 
-    def _each(self, function: Callable, state: Any, *shared: Any) -> Any:
-        members = jnp.arange(len(self.configs))
-        return jax.vmap(lambda *one: function(*one, *shared))(state, members)
+    def _each(self, function: Callable, state: Any, recipe: Any, *shared: Any) -> Any:
+        return jax.vmap(lambda *member: self._of_member(function, member, shared))(state, recipe)
 
 
 def stepper(trainer: Trainer, batch: Any, times: int = 1) -> Callable[[], None]:
@@ -47,8 +46,8 @@ def measure(gammas: str, num_turns: int) -> dict[str, Any]:
     batch = random_batch(config)
     steps = {
         "single": stepper(Trainer(config), batch, len(configs)),
-        "map": stepper(JointTrainer(*configs), batch),
-        "vmap": stepper(AtOnce(*configs), batch),
+        "map": stepper(JointTrainer(configs), batch),
+        "vmap": stepper(AtOnce(configs), batch),
     }
     turns = [{name: seconds_of(step) for name, step in steps.items()} for _ in range(1 + num_turns)][1:]
     ratios = {name: [turn[name] / turn["single"] for turn in turns] for name in ("map", "vmap")}

@@ -12,14 +12,20 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh, AxisType
 
 from clipsep_jax.config import Config
-from clipsep_jax.training.devices import abstract_mesh, state_sharding
+from clipsep_jax.training.devices import state_sharding
 from clipsep_jax.training.step import Trainer, TrainState
 
 CHIPS = (1, 8, 64, 256, 1024)
 STEPS_A_SECOND = 10  # that the input figures suppose
 RECORD_SECONDS = 10
+
+
+def abstract_mesh(num_chips: int, num_models: int = 1) -> AbstractMesh:
+    """A mesh of chips that need not be there."""
+    return AbstractMesh((num_chips // num_models, num_models), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
 def num_bytes(tree: Any) -> int:

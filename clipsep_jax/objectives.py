@@ -1,24 +1,28 @@
 """The losses: weighted, permutation invariant, noise invariant (CLIPSep, section 3), each by BCE or L1.
 
+An objective is a pytree: its formula is static, its numbers (such as gamma) are data of the compiled step.
+
 All start from mask logits. The binary cross entropy is computed from logits, and finite everywhere: equal to PyTorch's
 `binary_cross_entropy` of a sigmoid for |logit| <= 10; beyond that PyTorch clamps the logarithm at -100 (and its
 gradient), here value and gradient stay the true ones. This departs from the official code.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from clipsep_jax.config import ObjectiveConfig
 from clipsep_jax.structures import Loss, MaskLogits, Mixture
 
 Objective = Callable[[MaskLogits, Mixture, Int[Array, ""]], Loss]
 
+STATIC: dict[str, Any] = {"static": True}  # marks a field that is part of the program
 MOST_EXACT_SOURCES = 4  # above, the assignment is found by the Hungarian algorithm
 
 
@@ -97,11 +101,12 @@ def _loss(per_example: Array, logits: MaskLogits, **metrics: Array) -> Loss:
     return Loss(value, per_example, metrics)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Weighted:
     """Each query's mask against its own source's target."""
 
-    criterion: Criterion
+    criterion: Criterion = field(metadata=STATIC)
 
     def __call__(self, logits: MaskLogits, mixture: Mixture, step: Int[Array, ""]) -> Loss:
         return _loss(self.per_example(logits, mixture), logits)
@@ -111,11 +116,12 @@ class Weighted:
         return (mixture.weight[:, None] * error).mean(axis=(1, 2, 3))
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PermutationInvariant:
     """The masks against the targets in the best order, per example; there may be more masks than targets."""
 
-    criterion: Criterion
+    criterion: Criterion = field(metadata=STATIC)
 
     def __call__(self, logits: MaskLogits, mixture: Mixture, step: Int[Array, ""]) -> Loss:
         error = self.criterion.single(logits.query[:, :, None], mixture.targets[:, None])
@@ -123,26 +129,30 @@ class PermutationInvariant:
         return _loss(best_assignment(cost), logits)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class NoiseInvariant:
     """Noise invariant training (CLIPSep, eq. 3 to 6).
 
     A source may be explained by its query's mask together with one noise mask: min(1, query + noise). The best
     assignment of noise masks counts, per example; there may be more noise masks than sources. A hinge holds the noise
-    masks' mean activation near gamma. During the first `noise_warmup_steps` the query masks are trained alone.
+    masks' mean activation near gamma. During the first `warmup_steps` the query masks are trained alone.
     """
 
-    config: ObjectiveConfig
-    criterion: Criterion
+    criterion: Criterion = field(metadata=STATIC)
+    regularizer: str = field(metadata=STATIC)
+    gamma: PyTree
+    regularizer_weight: PyTree
+    warmup_steps: PyTree
 
     def __call__(self, logits: MaskLogits, mixture: Mixture, step: Int[Array, ""]) -> Loss:
         assert logits.noise is not None
         joint = best_assignment(self._assignment_cost(logits.query, logits.noise, mixture))
         alone = Weighted(self.criterion).per_example(logits, mixture)
         noise = mean_activation(logits.noise).mean()
-        level = noise if self.config.regularizer == "sum" else noise / mean_activation(logits.query).mean()
-        penalty = self.config.regularizer_weight * jax.nn.relu(level - self.config.gamma)
-        warm = step < self.config.noise_warmup_steps
+        level = noise if self.regularizer == "sum" else noise / mean_activation(logits.query).mean()
+        penalty = self.regularizer_weight * jax.nn.relu(level - self.gamma)
+        warm = step < self.warmup_steps
         loss = _loss(jnp.where(warm, alone, joint), logits, mean_noise_activation=noise, noise_level=level)
         return Loss(loss.value + jnp.where(warm, 0.0, penalty), loss.per_example, loss.metrics)
 
@@ -158,5 +168,7 @@ def build_objective(config: ObjectiveConfig) -> Objective:
     """The one place where an objective's name becomes a function of (logits, mixture, step)."""
     criterion = CRITERIA[config.criterion]
     if config.name == "noise_invariant":
-        return NoiseInvariant(config, criterion)
+        return NoiseInvariant(
+            criterion, config.regularizer, config.gamma, config.regularizer_weight, config.noise_warmup_steps
+        )
     return PermutationInvariant(criterion) if config.name == "permutation_invariant" else Weighted(criterion)

@@ -37,11 +37,11 @@ class Checkpoints:
         damaged_folder: where damaged checkpoints are moved to; there only once some were.
     """
 
-    def __init__(self, folder: Path, config: Config, member: int = 0):
+    def __init__(self, folder: Path, config: Config, number: int = 0):
         """Open the folder, and move damaged checkpoints aside, each with a warning that names it.
 
         Args:
-            member: numbers those of a run that save at the same time.
+            number: its own, where a process has several of them open that save at the same time.
         """
         self.folder = folder.absolute()
         self.damaged_folder = self.folder.parent / DAMAGED_FOLDER
@@ -63,7 +63,7 @@ class Checkpoints:
             best_mode="min",
             cleanup_tmp_directories=True,
             # Hosts wait for each other by name.
-            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=f"member_{member}"),
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=f"checkpoints_{number}"),
         )
         self._config = config.to_dict()
         handlers = {"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}

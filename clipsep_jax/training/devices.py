@@ -83,7 +83,7 @@ def _own_gpus(environment: Mapping[str, str]) -> list[int] | None:
     return [0] if visible and "," not in visible else None
 
 
-def told_by_first(value: Number) -> Number:
+def broadcast_from_first(value: Number) -> Number:
     """The first process's value, in all of them."""
     if jax.process_count() == 1:
         return value
@@ -101,32 +101,27 @@ def first_process_alone(work: Callable[[], object]) -> None:
             work()
         except Exception as met:
             error = met
-    problem = told_by_first(0 if error is None else 1 if isinstance(error, InputError) else 2)
+    problem = broadcast_from_first(0 if error is None else 1 if isinstance(error, InputError) else 2)
     if error:
         raise error
     if problem:
         raise (InputError if problem == 1 else OSError)("The first process could not go on; it says why")
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None, num_members: int = 1) -> Mesh:
-    """All devices, or the given ones: batches are split along the axis `data`, and members along `model`.
+def make_mesh(devices: Sequence[jax.Device] | None = None, num_models: int = 1) -> Mesh:
+    """All devices, or the given ones: batches are split along the axis `data`, models trained together along `model`.
 
-    The axis `model` is as long as the members and the devices of one host allow, because each host brings its own
+    The axis `model` is as long as the models and the devices of one host allow, because each host brings its own
     part of a batch.
     """
     devices = jax.devices() if devices is None else devices
     num_local = sum(device.process_index == devices[0].process_index for device in devices)
-    num_model = math.gcd(num_members, num_local)
+    num_model = math.gcd(num_models, num_local)
     types = (AxisType.Auto,) * 2
     if num_model == 1:
         return jax.make_mesh((len(devices), 1), _AXES, axis_types=types, devices=devices)
     by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(by_host).reshape(-1, num_model), _AXES, axis_types=types)
-
-
-def abstract_mesh(num_devices: int, num_model: int = 1) -> AbstractMesh:
-    """A mesh of devices that need not be there, to lower programs for them; `num_model` along the axis `model`."""
-    return AbstractMesh((num_devices // num_model, num_model), _AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:

@@ -2,35 +2,34 @@
 
 A workdir holds
 
-    metrics.jsonl   a line each `log_every` steps
+    metrics.jsonl   a line for each logged step (`log_every`)
     tensorboard/    the same as curves, and masks and sounds of a few mixtures
     checkpoints/    Orbax: the latest steps and the best one
     best/           the best model so far, as a model directory
-
-Several members (see `JointTrainer`) are trained together by the same loop; each has a workdir of its own.
 """
 
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import jax
+import numpy as np
 from jaxtyping import Array
 from tqdm import tqdm
 
 from clipsep_jax.config import Config
-from clipsep_jax.errors import EXIT_INTERRUPTED, InputError
+from clipsep_jax.errors import EXIT_INTERRUPTED
 from clipsep_jax.model_dir import BEST_FOLDER
-from clipsep_jax.training.devices import first_process_alone, put_ahead, told_by_first
-from clipsep_jax.training.previews import Samples
+from clipsep_jax.training.devices import put_ahead
+from clipsep_jax.training.previews import Previews
 from clipsep_jax.training.setup import Run
-from clipsep_jax.training.step import TrainState
+from clipsep_jax.training.step import Metrics, TrainState
 from clipsep_jax.training.stopping import Interrupted, StopRequest, Watchdog, stop_on_signal
 from clipsep_jax.training.timing import Goodput, StepTrace
-from clipsep_jax.training.workdir import Member
+from clipsep_jax.training.workdir import Workdir
 
 
 def train(config: Config, workdir: Path, *, allow_changes: Sequence[str] = (), trace: StepTrace | None = None) -> Path:
@@ -47,75 +46,41 @@ def train(config: Config, workdir: Path, *, allow_changes: Sequence[str] = (), t
         InputError: the config, the records or the workdir cannot be used, or too many steps were not finite.
         Interrupted: a signal asked to stop; the state is saved.
     """
-    train_together([config], [workdir], allow_changes=allow_changes, trace=trace)
+    run = Run(config)
+    with Workdir(run, workdir) as opened:
+        run_training(run, opened, allow_changes, trace)
     return workdir / BEST_FOLDER
 
 
-def train_together(
-    configs: Sequence[Config],
-    workdirs: Sequence[Path],
-    *,
-    allow_changes: Sequence[str] = (),
-    trace: StepTrace | None = None,
-) -> None:
-    """Trains several members at once, each in a workdir as `train` leaves it; arguments and errors as there.
+@runtime_checkable
+class Output(Protocol):
+    """What the loop needs of a `Workdir`, whose docstrings say what these do."""
 
-    Where the loss of a member is no number any more, the others go on without it; its given_up.json says so.
-    """
-    if len(configs) > 1 and configs[0].checkpoint.keep_latest < 2:
-        raise InputError("config.checkpoint.keep_latest is 1; members need 2, so that they always share a step.")
-    run = Run(*configs)
-    with ExitStack() as stack:
-        members = [stack.enter_context(Member(run, number, workdir)) for number, workdir in enumerate(workdirs)]
-        stop = stack.enter_context(stop_on_signal())
-        state, start = run.trainer.init(), _step_to_go_on_from(members)
+    def step_to_go_on_from(self) -> int: ...
+    def restore(self, step: int, like: TrainState, allow_changes: Sequence[str]) -> TrainState: ...
+    def start(self, step: int, skipped: Array) -> None: ...
+    def show(self, previews: Previews, step: int, state: TrainState) -> None: ...
+    def read(self, step: int, metrics: Metrics, losses: dict[str, np.ndarray], counts: Sequence[Array]) -> None: ...
+    def shown(self) -> dict[str, str]: ...
+    def write(self, step: int, board_only: dict[str, float]) -> None: ...
+    def seal(self) -> None: ...
+    def save(self, step: int, state: TrainState) -> None: ...
+
+
+def run_training(run: Run, workdir: Output, allow_changes: Sequence[str], trace: StepTrace | None) -> None:
+    """Trains with the parts of a run; see `train`."""
+    with stop_on_signal() as stop:
+        state, start = run.trainer.init(), workdir.step_to_go_on_from()
         if start:
-            state = run.trainer.stack(*[member.restore(start, state, allow_changes) for member in members])
-        for member in members:
-            member.checkpoints.forget_after(start)
-            member.begin(start, state, [other for other in members if other is not member])
+            state = workdir.restore(start, state, allow_changes)
+        workdir.start(start, state.skipped)
         if not run.validation_batches:
             tqdm.write(
                 f"{run.records.folder} has no split {run.config.data.validation_split!r} with enough clips for a "
                 "mixture: the latest model is kept as the best."
             )
-        _loop(run, state, start, members, stop, stack.enter_context(trace or StepTrace()))
-
-
-def _step_to_go_on_from(members: Sequence[Member]) -> int:
-    """What `_latest_common_step` finds in the first process; views of a shared disk may differ."""
-    found = []
-    first_process_alone(lambda: found.append(_latest_common_step(members)))
-    return told_by_first(found[0] if found else 0)
-
-
-def _latest_common_step(members: Sequence[Member]) -> int:
-    """The last step of which all members have a whole checkpoint; 0 where no member has one, or some the first alone.
-
-    Raises:
-        InputError: there are checkpoints, but no step is common, which no interruption leads to.
-    """
-    stored = {member.workdir.name: member.checkpoints.steps for member in members}
-    common = set.intersection(*map(set, stored.values()))
-    if common:
-        return max(common)
-    saved = {step for steps in stored.values() for step in steps}
-    told = ", ".join(f"{name} has {steps or 'none'}" for name, steps in stored.items())
-    folders = [member.checkpoints.damaged_folder for member in members]
-    damaged = ", ".join(str(folder) for folder in folders if folder.is_dir())
-    if damaged:
-        raise InputError(
-            f"There is no whole checkpoint to go on from ({told}); nothing was deleted. Restore what is missing from a "
-            f"backup (damaged ones lie in {damaged}), or use another --workdir."
-        )
-    if len(saved) > 1:
-        raise InputError(
-            f"The members share no checkpoint to go on from ({told}); nothing was deleted. Restore what is missing, "
-            "or use another --workdir."
-        )
-    if saved:
-        members[0].tell(f"The first save was interrupted ({told}); all members begin anew.")
-    return 0
+        with trace or StepTrace() as recorder:
+            _loop(run, state, start, workdir, stop, recorder)
 
 
 @dataclass
@@ -132,13 +97,11 @@ class Speed:
         return steps / max(seconds, 1e-9)
 
 
-def _loop(
-    run: Run, state: TrainState, start: int, members: Sequence[Member], stop: StopRequest, trace: StepTrace
-) -> None:
+def _loop(run: Run, state: TrainState, start: int, workdir: Output, stop: StopRequest, trace: StepTrace) -> None:
     config, steps = run.config, run.config.train.steps
     first, on_screen = jax.process_index() == 0, sys.stderr.isatty()
     progress = tqdm(total=steps, initial=start, unit="step", desc="train", disable=not (first and on_screen))
-    goodput, speed, samples = Goodput(), Speed(start), Samples(run)
+    goodput, speed, previews = Goodput(), Speed(start), Previews(run)
     batches = put_ahead(run.train_batches.iterate(start), run.mesh)
     counts: list[Array] = []  # of skipped steps, not fetched yet
     with progress, Watchdog(config.train.hang_seconds) as watchdog:
@@ -151,50 +114,29 @@ def _loop(
             watchdog.step()
             last = stop.stops_at(step) or step == steps
             validating = step % config.train.validate_every == 0 or step == steps
+            losses: dict[str, np.ndarray] = {}
             with goodput.during("validation"):
-                validation = run.validate(state) if validating else [{} for _ in members]
                 if validating:
-                    samples.show([member.log.board for member in members], step, state)
-            logging = any(validation) or step % config.train.log_every == 0 or step == steps
-            saving = last or any(validation) or step % config.checkpoint.save_every == 0
+                    losses = run.validate(state)
+                    workdir.show(previews, step, state)
+            logging = bool(losses) or step % config.train.log_every == 0 or step == steps
+            saving = last or bool(losses) or step % config.checkpoint.save_every == 0
             if logging or saving:
-                for member, losses in zip(members, validation, strict=True):
-                    member.read(step, metrics, losses, counts)
+                workdir.read(step, metrics, losses, counts)
                 counts.clear()
-                shown = _shown(members)
-                progress.set_postfix(shown)
+                progress.set_postfix(workdir.shown())
             if logging:
                 steps_per_second = speed.since_last(step)
-                for member in members:
-                    member.log.write(step, member.scalars, {"steps_per_second": steps_per_second} | goodput.shares())
+                workdir.write(step, {"steps_per_second": steps_per_second} | goodput.shares())
                 if first and not on_screen:  # a file takes no bar
-                    told = " ".join(f"{name} {value}" for name, value in shown.items())
+                    told = " ".join(f"{name} {value}" for name, value in workdir.shown().items())
                     print(f"step {step}/{steps} {told} {steps_per_second:.2f} steps/s", file=sys.stderr, flush=True)
                 with goodput.during("checkpoint"):
-                    for member in members:
-                        member.checkpoints.seal()
+                    workdir.seal()
             if saving:
                 with goodput.during("checkpoint"):
-                    _save(step, state, members)
+                    workdir.save(step, state)
             if validating and first and (step == steps or not on_screen):
                 tqdm.write(str(goodput), file=sys.stderr)
             if last and step < steps:
                 raise Interrupted(step, stop.exit_code or EXIT_INTERRUPTED)
-
-
-def _save(step: int, state: TrainState, members: Sequence[Member]) -> None:
-    """Save all members; none begins before the last save of all is finished, so that they always share a step."""
-    for member in members:
-        member.checkpoints.wait()
-    for member in members:
-        member.save(step, state)
-
-
-def _shown(members: Sequence[Member]) -> dict[str, str]:
-    """The losses for the console: of several members, the least and the largest."""
-    names = {name: None for member in members for name in member.scalars if name == "loss" or "validation" in name}
-    values = {name: [member.scalars[name] for member in members if name in member.scalars] for name in names}
-    return {
-        name: f"{least:.4f}" if (least := min(of)) == (most := max(of)) else f"{least:.4f}..{most:.4f}"
-        for name, of in values.items()
-    }

@@ -1,19 +1,55 @@
 """Adam, its learning rate, and the clip of its gradients."""
 
+from dataclasses import asdict, dataclass
+
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int, PyTree
 
 from clipsep_jax.config import OptimizerConfig
 
 
-def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
-    """(step + 1) / warmup_steps, then linear to final_factor at decay_end_step, then constant; times learning_rate."""
-    warmup = max(1, config.warmup_steps)
-    rate = config.learning_rate
-    rise = optax.linear_schedule(rate / warmup, rate, max(1, warmup - 1))
-    fall = optax.linear_schedule(rate, rate * config.final_factor, max(1, config.decay_end_step - warmup))
-    return optax.join_schedules([rise, fall], [warmup])
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Optimizer:
+    """Adam behind a clip of the gradients' global norm. A pytree: its numbers are data of the compiled step."""
+
+    learning_rate: PyTree
+    warmup_steps: PyTree
+    decay_end_step: PyTree
+    final_factor: PyTree
+    max_gradient_norm: PyTree
+
+    def rate(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        """The learning rate of a step, counted from 0.
+
+        `learning_rate` times (step + 1) / warmup_steps, then linear to final_factor at decay_end_step, then constant.
+        """
+        warmup = jnp.maximum(1, self.warmup_steps)
+        rise = _line(self.learning_rate / warmup, self.learning_rate, jnp.maximum(1, warmup - 1), step)
+        length = jnp.maximum(1, self.decay_end_step - warmup)
+        fall = _line(self.learning_rate, self.learning_rate * self.final_factor, length, step - warmup)
+        return jnp.where(step < warmup, rise, fall)
+
+    def init(self, params: PyTree) -> PyTree:
+        """The optimizer's state before the first step."""
+        return self._transformation().init(params)
+
+    def update(self, gradients: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        """What to add to the parameters, and the new state."""
+        return self._transformation().update(gradients, state, params)
+
+    def _transformation(self) -> optax.GradientTransformation:
+        return optax.chain(optax.clip_by_global_norm(self.max_gradient_norm), optax.adam(self.rate))
 
 
-def build_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Adam behind a clip of the gradients' global norm."""
-    return optax.chain(optax.clip_by_global_norm(config.max_gradient_norm), optax.adam(learning_rate_schedule(config)))
+def _line(first: Array, last: Array, length: Array, step: Array) -> Array:
+    """From `first` at step 0 to `last` at step `length`, constant outside."""
+    rest = 1 - jnp.clip(step, 0, length) / length
+    return (first - last) * rest + last
+
+
+def build_optimizer(config: OptimizerConfig) -> Optimizer:
+    """The one place where a config becomes an optimizer."""
+    return Optimizer(**asdict(config))

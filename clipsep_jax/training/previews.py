@@ -1,6 +1,5 @@
 """What a model makes of a few held-out mixtures, as pictures and sounds for TensorBoard."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,29 +13,30 @@ from clipsep_jax.spectrogram import istft, stft, unwarp
 from clipsep_jax.structures import Batch
 from clipsep_jax.training.devices import put_batch, replicated
 from clipsep_jax.training.setup import Run
-from clipsep_jax.training.step import TrainState
 from clipsep_jax.training.tensorboard import Board
 
 _FLOOR_DB = -70
 
 
-class Samples:
+class Previews:
     """The first mixtures of the first validation batch, separated by the model as it is."""
 
     def __init__(self, run: Run):
         self._run = run
         self._separate = jax.jit(self._separated, out_shardings=replicated(run.mesh))
 
-    def show(self, boards: Sequence[Board | None], step: int, state: TrainState) -> None:
-        """Show the masks and sounds that each member gives; all processes take part, one has the boards."""
+    def show(self, board: Board | None, step: int, variables: PyTree) -> None:
+        """Show the masks and sounds that a model gives; all processes take part, one has the board.
+
+        Args:
+            variables: parameters and running statistics.
+        """
         if self._run.shown is None or not self._run.config.train.board_mixtures:
             return
         batch = put_batch(self._run.shown, self._run.mesh)
-        for number, board in enumerate(boards):
-            variables = self._run.trainer.member((state.params, state.batch_stats), number)
-            pictures, sounds = jax.tree.map(np.asarray, self._separate(variables, batch, self._run.encoder_state))
-            if board is not None:
-                self._write(board, step, pictures, sounds)
+        pictures, sounds = jax.tree.map(np.asarray, self._separate(variables, batch, self._run.encoder_state))
+        if board is not None:
+            self._write(board, step, pictures, sounds)
 
     def _write(self, board: Board, step: int, pictures: dict[str, np.ndarray], sounds: dict[str, np.ndarray]) -> None:
         rate = self._run.config.spectrogram.sample_rate_hz

@@ -1,9 +1,13 @@
 """The parts of a training run, built from its config and checked before anything is written."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
 
 from clipsep_jax.config import Config
 from clipsep_jax.data.batches import Batches
@@ -16,7 +20,7 @@ from clipsep_jax.queries.base import Kind
 from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.structures import Batch
 from clipsep_jax.training.devices import local_batch_size, make_mesh, put_batch, replicated
-from clipsep_jax.training.step import JointTrainer, Trainer, TrainState
+from clipsep_jax.training.step import Trainer, TrainState
 
 
 class Run:
@@ -28,31 +32,29 @@ class Run:
 
     shown: Batch | None = None
 
-    def __init__(self, *configs: Config):
-        """Build the parts.
-
-        Args:
-            configs: of the run; or of several members trained together, see `JointTrainer`.
-        """
-        self.records = RecordSet(Path(configs[0].data.records))
-        self.kind = kind_of(configs[0])
-        for config in configs:
-            self.kind.check(config)
-        self.configs = [self.kind.fit(config, self.records.labels) for config in configs]
-        self.config = config = self.configs[0]  # for all that members share
+    def __init__(self, config: Config):
+        """Build the parts."""
+        self.records = RecordSet(Path(config.data.records))
+        self.kind = kind_of(config)
+        self.kind.check(config)
+        self.config = config = self.kind.fit(config, self.records.labels)
         self.encoder = find_encoder(config, self.records)
-        self.mesh = make_mesh(num_members=len(configs))
+        self.mesh = self._build_mesh()
         encoder = self._load_encoder()
         self.encoder_state = jax.device_put(encoder.state, replicated(self.mesh)) if encoder else None
-        encode = encoder.encode_images if encoder else None
-        trainer = Trainer if len(configs) == 1 else JointTrainer
-        self.trainer = trainer(*self.configs, encode=encode, mesh=self.mesh)
+        self.trainer = self._build_trainer(encoder.encode_images if encoder else None)
         self.gather = jax.jit(lambda tree: tree, out_shardings=replicated(self.mesh))
         self.train_batches = self._batches(config.data.train_split, self.kind, training=True)
         self.validation_batches = {
             kind.name: self._batches(config.data.validation_split, kind, training=False)
             for kind in self._validated_kinds()
         }
+
+    def _build_mesh(self) -> Mesh:
+        return make_mesh()
+
+    def _build_trainer(self, encode: Callable[[Any, Array], Array] | None) -> Trainer:
+        return Trainer(self.config, encode=encode, mesh=self.mesh)
 
     def _load_encoder(self) -> ClipEncoder | ResnetEncoder | None:
         if self.config.query.source != "frames":
@@ -94,9 +96,12 @@ class Run:
         """The name of the kind of query whose validation loss chooses the best model."""
         return self.kind.chosen_by.name
 
-    def validate(self, state: TrainState) -> list[dict[str, float]]:
-        """Each member's mean loss over the first validation batches, for each kind of query."""
-        losses: list[dict[str, float]] = [{} for _ in self.configs]
+    def validate(self, state: TrainState) -> dict[str, np.ndarray]:
+        """The mean loss over the first validation batches, for each kind of query: the name of the loss and a scalar.
+
+        Of several models trained together: an array of their losses.
+        """
+        losses = {}
         for kind, batches in self.validation_batches.items():
             parts = []
             for number in range(self.config.train.validation_batches):
@@ -104,9 +109,7 @@ class Run:
                 parts.append(self.trainer.validation_step(state, put_batch(batch, self.mesh), self.encoder_state))
                 if number == 0 and kind == self.chosen_by:
                     self.shown = batch
-            means = np.mean([np.asarray(part) for part in parts], axis=(0, -1))
-            for member, mean in zip(losses, np.atleast_1d(means), strict=True):
-                member[f"validation_loss_{kind}"] = float(mean)
+            losses[f"validation_loss_{kind}"] = np.asarray(np.mean([np.asarray(part) for part in parts], axis=(0, -1)))
         return losses
 
 

@@ -32,7 +32,7 @@ from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE
 from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.separation.separator import Separator
 from clipsep_jax.training.devices import first_process_alone
-from clipsep_jax.training.loop import train_together
+from clipsep_jax.training.members import train_together
 from clipsep_jax.training.sweep_report import PAGE_NAME, summarise_member, text_table, write_report
 from clipsep_jax.training.timing import StepTrace
 from clipsep_jax.training.workdir import DivergedError

@@ -19,7 +19,7 @@ from clipsep_jax.files import atomic_write
 from clipsep_jax.model_dir import open_model_dir
 from clipsep_jax.pages import finish_axes, html_image, html_table, plot_curve, save_figure, write_page
 from clipsep_jax.training.curves import read_metrics
-from clipsep_jax.training.workdir import GIVEN_UP_NAME
+from clipsep_jax.training.members import GIVEN_UP_NAME
 
 PAGE_NAME = "sweep.html"
 

@@ -17,7 +17,8 @@ from clipsep_jax.config import Config
 from clipsep_jax.structures import Batch
 from clipsep_jax.training.checkpoints import Checkpoints
 from clipsep_jax.training.devices import make_mesh, put_batch, replicated
-from clipsep_jax.training.step import JointTrainer, Trainer, TrainState
+from clipsep_jax.training.members import JointTrainer
+from clipsep_jax.training.step import Trainer, TrainState
 from tests.small import QUERY_SIZE, small_config
 
 FLOAT = jax.dtypes.canonicalize_dtype(float)
@@ -67,7 +68,8 @@ class OneStep:
         return on_host(self.gradients(state, batch))
 
     def _gradients(self, state: TrainState, batch: Batch) -> tuple:
-        gradients, loss, statistics = self.trainer.gradients(state, *self.trainer.mix(batch, state.step, None, True))
+        mixed = self.trainer.mix(batch, state.step, None, True)
+        gradients, loss, statistics = self.trainer.gradients(state, *mixed, self.trainer.recipe.objective)
         return loss.value, gradients, statistics
 
 
@@ -146,7 +148,7 @@ def compare_members(numbers: Sequence[int]) -> None:
         configs = [replace(config, objective=replace(config.objective, gamma=gamma)) for gamma in gammas]
         mesh = make_mesh(jax.devices()[:num_devices], len(configs))
         assert mesh.shape["model"] == (2 if num_devices == 8 else 6)
-        joint = JointTrainer(*configs, mesh=mesh)
+        joint = JointTrainer(configs, mesh=mesh)
         state, batch = joint.init(), batch_of(config, 0)
         assert all(leaf.sharding.spec[0] == "model" for leaf in jax.tree.leaves(state))
         for seed in range(2):
@@ -168,7 +170,7 @@ def members_restored_on_fewer(folder: Path) -> None:
     want: TrainState | None = None
     for step, num_devices in ((1, 8), (2, 2), (3, 1)):
         mesh = make_mesh(jax.devices()[:num_devices], len(configs))
-        joint = JointTrainer(*configs, mesh=mesh)
+        joint = JointTrainer(configs, mesh=mesh)
         state = joint.init()
         with ExitStack() as stack:
             each = [
@@ -176,8 +178,8 @@ def members_restored_on_fewer(folder: Path) -> None:
                 for number, config in enumerate(configs)
             ]
             if want is not None:
-                likes = [joint.member(state, number) for number in range(len(configs))]
-                state = joint.stack(*[c.restore(step - 1, like) for c, like in zip(each, likes, strict=True)])
+                likes = [joint.part_of(state, number) for number in range(len(configs))]
+                state = joint.stack([c.restore(step - 1, like) for c, like in zip(each, likes, strict=True)])
                 for got, old in zip(jax.tree.leaves(on_host(state)), jax.tree.leaves(want), strict=True):
                     np.testing.assert_array_equal(got, old)
             for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(joint.sharding(mesh)), strict=True):
@@ -185,7 +187,7 @@ def members_restored_on_fewer(folder: Path) -> None:
             state = jax.tree.map(lambda x: x + 1, state)  # not what `init` gives
             want = on_host(state)
             for number, checkpoints in enumerate(each):
-                checkpoints.save(step, joint.member(state, number))
+                checkpoints.save(step, joint.part_of(state, number))
     _, metrics = joint.train_step(state, put_batch(batch_of(configs[0], 0), mesh))  # and they are trained further
     assert np.isfinite(metrics["loss"]).all()
 

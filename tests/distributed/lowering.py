@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
+from benchmarks.scaling import abstract_mesh
 from clipsep_jax.config import Config
 from clipsep_jax.encoders.clip import ClipEncoder, load_clip
 from clipsep_jax.structures import Batch
-from clipsep_jax.training.devices import abstract_mesh, batch_sharding, replicated
-from clipsep_jax.training.step import JointTrainer, Trainer
+from clipsep_jax.training.devices import batch_sharding, replicated
+from clipsep_jax.training.members import JointTrainer
+from clipsep_jax.training.step import Trainer
 
 
 def config_of(num_devices: int, sharding: str) -> Config:
@@ -41,7 +43,7 @@ def lower_members(config: Config, num_devices: int, platform: str) -> str:
     """The same of two members that are spread over the axis `model`."""
     mesh = abstract_mesh(num_devices, 2)
     configs = [replace(config, objective=replace(config.objective, gamma=gamma)) for gamma in (0.0, 0.5)]
-    return lower_step(JointTrainer(*configs, mesh=mesh), mesh, platform, None)
+    return lower_step(JointTrainer(configs, mesh=mesh), mesh, platform, None)
 
 
 def lower_step(trainer: Trainer, mesh: AbstractMesh, platform: str, encoder: ClipEncoder | None) -> str:
@@ -60,7 +62,11 @@ def lower_step(trainer: Trainer, mesh: AbstractMesh, platform: str, encoder: Cli
         abstract((b, n, config.data.frames_per_clip, 224, 224, 3), jnp.uint8) if encoder else None,
     )
     weights = jax.tree.map(lambda x: abstract(x.shape, x.dtype, replicated(mesh)), encoder.state) if encoder else None
-    return trainer.train_step.trace(state, batch, weights).lower(lowering_platforms=(platform,)).as_text()
+    return (
+        trainer.compiled_train_step.trace(state, batch, trainer.recipe, weights)
+        .lower(lowering_platforms=(platform,))
+        .as_text()
+    )
 
 
 if __name__ == "__main__":

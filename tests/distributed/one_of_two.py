@@ -17,7 +17,8 @@ from clipsep_jax.config import Config
 from clipsep_jax.errors import InputError
 from clipsep_jax.training.curves import MetricsLog
 from clipsep_jax.training.devices import Cluster, first_process_alone, make_mesh, start
-from clipsep_jax.training.loop import train, train_together
+from clipsep_jax.training.loop import train
+from clipsep_jax.training.members import train_together
 from clipsep_jax.training.step import Trainer
 from clipsep_jax.training.stopping import Interrupted
 from tests.distributed.eight_devices import OneStep, batch_of, config_of, on_host

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.scaling import abstract_mesh
 from clipsep_jax.errors import InputError
 from clipsep_jax.training import devices as distributed
 from clipsep_jax.training.devices import (
-    abstract_mesh,
     is_one_of_many,
     local_batch_size,
     make_mesh,
@@ -115,7 +115,8 @@ def test_fsdp_splits_the_longest_axis_that_can_be_shared():
 
 
 def run_with_eight_devices(check: str, folder: Path, **settings: str) -> None:
-    settings |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    settings |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     environment = os.environ | settings
     command = [sys.executable, "-m", "tests.distributed.eight_devices", check, str(folder)]
     done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)

@@ -39,7 +39,7 @@ def start(records: Path, workdir: Path, steps: int, num_processes: int, num_memb
     port = free_port()
     flags = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_members or 1}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_members or 1}",
     }
     command = [sys.executable, "-m", "tests.distributed.one_of_two", str(records), str(workdir), str(steps)]
     command.append(str(num_members))

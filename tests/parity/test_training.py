@@ -17,6 +17,7 @@ from clipsep_jax.config import Config, ModelConfig, ObjectiveConfig, OptimizerCo
 from clipsep_jax.mixing import apply_gain, mix
 from clipsep_jax.official.checkpoint import official_rules
 from clipsep_jax.structures import Batch
+from clipsep_jax.training.optimizer import build_optimizer
 from clipsep_jax.training.step import Trainer, TrainState
 from tests.torch_reference import TorchTrainer
 
@@ -111,14 +112,17 @@ class OurTrainer:
         params = self.ours(self.template.params, tensors, dtype)
         moments = {"mu": self.ours(params, mean, dtype), "nu": self.ours(params, square, dtype)}
         # A count of 64 bits, where they are on, because optax takes the schedule's precision from it.
-        optimizer = optax.tree.set(self.trainer.optimizer.init(params), count=jnp.array(step), **moments)
+        optimizer = optax.tree.set(
+            build_optimizer(self.trainer.config.optimizer).init(params), count=jnp.array(step), **moments
+        )
         return TrainState(
             jnp.array(step), jnp.array(0), params, self.ours(self.template.batch_stats, tensors, dtype), optimizer
         )
 
     def _probe(self, state: TrainState, batch: Batch):
         """Loss, gradients and the state after."""
-        gradients, loss, _ = self.trainer.gradients(state, *self.trainer.mix(batch, state.step, None, training=True))
+        mixed = self.trainer.mix(batch, state.step, None, training=True)
+        gradients, loss, _ = self.trainer.gradients(state, *mixed, self.trainer.recipe.objective)
         after, metrics = self.trainer.train_step(state, batch)
         return loss.value, metrics["loss"], gradients, after
 

@@ -23,7 +23,7 @@ from clipsep_jax.structures import Batch
 from clipsep_jax.training.checkpoints import Checkpoints
 from clipsep_jax.training.curves import MetricsLog, read_metrics
 from clipsep_jax.training.loop import Interrupted, train
-from clipsep_jax.training.optimizer import learning_rate_schedule
+from clipsep_jax.training.optimizer import build_optimizer
 from clipsep_jax.training.setup import Run
 from clipsep_jax.training.step import Trainer
 from tests.encoders.tiny_clip import make_tiny_clip_folder
@@ -46,10 +46,10 @@ def random_batch(config: Config, seed: int = 0) -> Batch:
 
 
 def test_schedule_is_the_official_one():
-    schedule = learning_rate_schedule(OptimizerConfig())
+    schedule = build_optimizer(OptimizerConfig()).rate
     steps = np.array([0, 1, 4_999, 5_000, 52_500, 100_000, 150_000])
     expected = [1 / 5000, 2 / 5000, 1, 1, 0.55, 0.1, 0.1]
-    np.testing.assert_allclose([schedule(step) for step in steps], np.array(expected) * 1e-3, rtol=1e-5)
+    np.testing.assert_allclose([schedule(jnp.array(step)) for step in steps], np.array(expected) * 1e-3, rtol=1e-5)
 
 
 def test_loss_falls_on_one_batch(records):
@@ -177,8 +177,8 @@ def test_the_loop_reads_nothing_from_the_device_between_logging(records, tmp_pat
     read: set[int] = set()
     build = Trainer.__init__
 
-    def build_watched(trainer, *configs, **more):
-        build(trainer, *configs, **more)
+    def build_watched(trainer, config, **more):
+        build(trainer, config, **more)
         step_function, steps = trainer.train_step, itertools.count(1)
 
         def watched_step(*inputs):
@@ -188,6 +188,7 @@ def test_the_loop_reads_nothing_from_the_device_between_logging(records, tmp_pat
             return state, {name: WatchedMetric(value, step, read) for name, value in metrics.items()}
 
         trainer.train_step = watched_step
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(trainer.recipe))
 
     def refuse(*_):
         raise AssertionError("the loop waits for the device")
@@ -296,7 +297,7 @@ def test_a_broken_update_is_never_saved(records, tmp_path):
 
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run(records, tmp_path, monkeypatch):
-    monkeypatch.setattr(Run, "validate", lambda self, state: [{"validation_loss_image": float("nan")}])
+    monkeypatch.setattr(Run, "validate", lambda self, state: {"validation_loss_image": np.array(np.nan)})
     with pytest.raises(InputError, match="validation_loss_image of step 2 is nan"):
         train(small_config(records), tmp_path)
 

@@ -23,9 +23,10 @@ from clipsep_jax.separation.separator import Separator
 from clipsep_jax.structures import Batch
 from clipsep_jax.training.checkpoints import Checkpoints
 from clipsep_jax.training.curves import MetricsLog, read_metrics
-from clipsep_jax.training.loop import train, train_together
+from clipsep_jax.training.loop import train
+from clipsep_jax.training.members import JointTrainer, train_together
 from clipsep_jax.training.setup import Run
-from clipsep_jax.training.step import JointTrainer, Trainer
+from clipsep_jax.training.step import Trainer
 from clipsep_jax.training.sweep import GAMMAS, Variation, members_of, read_variation, sweep
 from clipsep_jax.training.sweep_report import noise_figure, sdr_figure, write_report
 from tests.small import QUERY_SIZE, make_records, small_config
@@ -92,15 +93,15 @@ def test_so_it_is_for_each_option_by_itself(variations):
 
 def check_first_steps(*members: Config) -> None:
     """Adam's first moment is a tenth of the clipped gradient, so equal optimizer states are equal gradients."""
-    joint, batch = JointTrainer(*members), random_batch(members[0])
+    joint, batch = JointTrainer(members), random_batch(members[0])
     state, metrics = joint.train_step(joint.init(), batch)
     steps = set()
     for number, member in enumerate(members):
         alone = Trainer(member)
         wanted = alone.train_step(alone.init(), batch)
-        for got, want in zip(*map(jax.tree.leaves, (joint.member((state, metrics), number), wanted)), strict=True):
+        for got, want in zip(*map(jax.tree.leaves, (joint.part_of((state, metrics), number), wanted)), strict=True):
             assert jnp.linalg.norm(got - want) <= 1e-5 * jnp.linalg.norm(want)
-        losses = joint.member(joint.validation_step(state, batch), number), alone.validation_step(wanted[0], batch)
+        losses = joint.part_of(joint.validation_step(state, batch), number), alone.validation_step(wanted[0], batch)
         assert jnp.linalg.norm(losses[0] - losses[1]) <= 1e-5 * jnp.linalg.norm(losses[1])
         steps.add(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(wanted)))
     assert len(steps) == len(members)  # no two are the same
@@ -288,7 +289,7 @@ def test_a_sweep_ends_where_every_member_diverges(records, tmp_path):
 def test_when_the_last_member_diverges_the_report_of_all_is_written(records, tmp_path, monkeypatch):
     config = small_config(records)
     losses = iter([[0.5, math.nan], [math.nan, 0.5]])
-    monkeypatch.setattr(Run, "validate", lambda *_: [{"validation_loss_image": loss} for loss in next(losses)])
+    monkeypatch.setattr(Run, "validate", lambda *_: {"validation_loss_image": np.array(next(losses))})
     with (
         pytest.warns(InputWarning, match=r"gamma=1\.5: The validation_loss_image of step 2 is nan\. It is given up"),
         pytest.raises(InputError, match="The validation_loss_image of step 4 is nan"),
