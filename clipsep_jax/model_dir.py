@@ -5,24 +5,22 @@ model.safetensors  parameters and running statistics; its metadata holds the ste
 query_encoder/     a copy of the query encoder, where that was a local folder
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flax import nnx
 
 from clipsep_jax.config import Config
 from clipsep_jax.data.record_set import EncoderInfo
 from clipsep_jax.encoders.registry import copy_encoder, moved_name
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import atomic_write
-from clipsep_jax.models.clipsep import CLIPSep, build_model
+from clipsep_jax.files import decode_json, encode_json, read_json, write_json
+from clipsep_jax.models.clipsep import CLIPSep, build_model, stored_rules
 from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.queries.table import EmbeddingTable
-from clipsep_jax.tensors import Rule, export_tensors, load_tensors, read_tensors
+from clipsep_jax.tensors import export_tensors, load_tensors, read_metadata, read_tensors, write_tensors
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
@@ -31,8 +29,7 @@ ENCODER_FOLDER = "query_encoder"
 TABLE_FILE = "query_table.safetensors"
 BEST_FOLDER = "best"  # in a training workdir
 
-# The network's own names, as they are.
-_OWN_NAMES = tuple(Rule(name, name) for name in ("{a}.{b}", "{a}.{b}.{c}", "{a}.{b}.{c}.{d}"))
+_NO_CONFIG = "is not the config of a clipsep model; give the folder of one."
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class ModelDir:
             InputError: the weights are damaged or do not fit the config.
         """
         model = nnx.eval_shape(lambda: build_model(self.config.model, nnx.Rngs(0)))
-        load_tensors(model, read_tensors(self.folder), _OWN_NAMES, str(self.folder / WEIGHTS_FILE))
+        load_tensors(model, read_tensors(self.folder), stored_rules(model), str(self.folder / WEIGHTS_FILE))
         model.eval()
         return model
 
@@ -86,19 +83,14 @@ def start_model_dir(
         "query_encoder": None if encoder is None else vars(encoder),
         "config": config.to_dict(),
     }
-    with atomic_write(folder / CONFIG_FILE) as file:
-        file.write(json.dumps(values, indent=2).encode() + b"\n")
+    write_json(folder / CONFIG_FILE, values)
 
 
 def write_weights(folder: Path, model: CLIPSep, step: int, validation_loss: float | None) -> None:
     """Writes the weights into a started model directory, whole or not at all."""
-    from safetensors.numpy import save
-
     # One entry, because safetensors writes several in any order and equal runs shall give equal bytes.
-    metadata = {"progress": json.dumps({"step": step, "validation_loss": validation_loss})}
-    data = save({name: np.asarray(x) for name, x in export_tensors(model, _OWN_NAMES).items()}, metadata=metadata)
-    with atomic_write(folder / WEIGHTS_FILE) as file:
-        file.write(data)
+    progress = encode_json({"step": step, "validation_loss": validation_loss}).decode().rstrip()
+    write_tensors(folder / WEIGHTS_FILE, export_tensors(model, stored_rules(model)), {"progress": progress})
 
 
 def open_model_dir(path: str | Path) -> ModelDir:
@@ -120,7 +112,7 @@ def open_model_dir(path: str | Path) -> ModelDir:
 def _read_config(folder: Path) -> ModelDir:
     path = folder / CONFIG_FILE
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = read_json(path, _NO_CONFIG, dict)
         version = values["format"]
         if version == FORMAT:
             encoder = EncoderInfo(**values["query_encoder"]) if values["query_encoder"] else None
@@ -130,7 +122,7 @@ def _read_config(folder: Path) -> ModelDir:
     except InputError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not the config of a clipsep model; give the folder of one.") from error
+        raise InputError(f"{path} {_NO_CONFIG}") from error
     raise InputError(f"{path} has format {version}, but this version reads {FORMAT}; update clipsep-jax.")
 
 
@@ -140,13 +132,8 @@ def read_progress(path: Path) -> Mapping[str, Any]:
     Raises:
         InputError: it is damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return json.loads((file.metadata() or {}).get("progress", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}); restore the file.") from error
+    progress = read_metadata(path).get("progress", "{}")
+    return decode_json(progress, path, "is damaged (its progress cannot be read); restore the file.", dict)
 
 
 def describe(model: ModelDir) -> str:

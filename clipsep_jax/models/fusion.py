@@ -1,4 +1,10 @@
-"""From query embeddings to query vectors, and from query vectors to mask logits."""
+"""How queries and the separator network meet: each way owns the last convolution and gives the mask logits.
+
+A way of fusion is a module with `input_channels` and `condition_channels`, which the network is built with, and
+`__call__(network, log_magnitude, query)`.
+"""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +13,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from clipsep_jax.config import ModelConfig
-from clipsep_jax.models.layers import blend_taps, upsample_conv
+from clipsep_jax.models.layers import UpConv, append_everywhere, blend_taps, upsample_conv
+from clipsep_jax.structures import MaskLogits
+
+Query = Float[Array, "B N Q"] | None
 
 
 class Projection(nnx.Linear):
@@ -83,3 +92,124 @@ class LearnedQueries(nnx.Module):
         vectors = self.kernel[0, 0]
         logits = upsample_conv(features.astype(kernel.dtype), kernel @ vectors) + kernel_bias @ vectors + self.bias[...]
         return jnp.moveaxis(logits, -1, 1)
+
+
+class Fusion(nnx.Module):
+    """What all ways of fusion have: the last convolution.
+
+    Attributes:
+        input_channels: of the network's input.
+        condition_channels: of the vector that joins the network at its bottleneck; 0 for none.
+    """
+
+    def __init__(self, config: ModelConfig, num_features: int, num_maps: int, *, rngs: nnx.Rngs):
+        """Builds the last convolution.
+
+        Args:
+            num_features: channels of the network's output.
+            num_maps: channels of the last convolution's output.
+        """
+        self.last = UpConv(num_features, num_maps, init_std=config.init_std, use_bias=True, rngs=rngs)
+
+    @staticmethod
+    def input_channels(config: ModelConfig) -> int:
+        return 1
+
+    @staticmethod
+    def condition_channels(config: ModelConfig) -> int:
+        return 0
+
+    def _last(self) -> tuple[Array, Array]:
+        assert self.last.bias is not None
+        return self.last.kernel[...], self.last.bias[...]
+
+
+class LateFusion(Fusion):
+    """The network runs once; its features are multiplied with every query vector and every noise vector."""
+
+    def __init__(self, config: ModelConfig, num_features: int, *, rngs: nnx.Rngs):
+        super().__init__(config, num_features, config.num_channels, rngs=rngs)
+        self.query_head = Projection(config.query_size, config.num_channels, rngs=rngs)
+        self.noise_heads = nnx.data(NoiseHeads(config, rngs=rngs) if config.num_noise_heads else None)
+        self.inner_product = InnerProduct(config)
+
+    def __call__(self, network: Any, log_magnitude: Float[Array, "B K T"], query: Query) -> MaskLogits:
+        assert query is not None
+        projected = self.query_head(query)
+        vectors = jax.nn.sigmoid(projected)
+        if self.noise_heads is not None:
+            vectors = jnp.concatenate([vectors, jax.nn.sigmoid(self.noise_heads(projected))], axis=1)
+        logits = self.inner_product(vectors, network(log_magnitude[..., None]), *self._last())
+        num_queries = projected.shape[1]
+        return MaskLogits(logits[:, :num_queries], logits[:, num_queries:] if self.noise_heads is not None else None)
+
+
+class FusionPerQuery(Fusion):
+    """The network, with its BatchNorm, runs once a query, whose vector it is given."""
+
+    def __init__(self, config: ModelConfig, num_features: int, *, rngs: nnx.Rngs):
+        super().__init__(config, num_features, 1, rngs=rngs)
+        self.query_head = Projection(config.query_size, config.num_channels, rngs=rngs)
+
+    def __call__(self, network: Any, log_magnitude: Float[Array, "B K T"], query: Query) -> MaskLogits:
+        assert query is not None
+        image = log_magnitude[..., None]
+        logits = []
+        for vector in jnp.moveaxis(jax.nn.sigmoid(self.query_head(query)), 1, 0):
+            features = self._features(network, image, vector)
+            logits.append(self.last(features.astype(log_magnitude.dtype))[..., 0])
+        return MaskLogits(jnp.stack(logits, axis=1))
+
+    def _features(
+        self, network: Any, image: Float[Array, "B K T 1"], vector: Float[Array, "B C"]
+    ) -> Float[Array, "B k t c"]:
+        raise NotImplementedError
+
+
+class MiddleFusion(FusionPerQuery):
+    """The query vector joins at the network's bottleneck."""
+
+    @staticmethod
+    def condition_channels(config: ModelConfig) -> int:
+        return config.num_channels
+
+    def _features(
+        self, network: Any, image: Float[Array, "B K T 1"], vector: Float[Array, "B C"]
+    ) -> Float[Array, "B k t c"]:
+        return network(image, vector)
+
+
+class EarlyFusion(FusionPerQuery):
+    """The query vector joins at the network's input, as constant channels."""
+
+    @staticmethod
+    def input_channels(config: ModelConfig) -> int:
+        return 1 + config.num_channels
+
+    def _features(
+        self, network: Any, image: Float[Array, "B K T 1"], vector: Float[Array, "B C"]
+    ) -> Float[Array, "B k t c"]:
+        return network(append_everywhere(image, vector))
+
+
+class LearnedFusion(Fusion):
+    """No query: the masks' vectors are parameters."""
+
+    def __init__(self, config: ModelConfig, num_features: int, *, rngs: nnx.Rngs):
+        super().__init__(config, num_features, config.num_channels, rngs=rngs)
+        self.learned_queries = LearnedQueries(config, rngs=rngs)
+
+    def __call__(self, network: Any, log_magnitude: Float[Array, "B K T"], query: Query) -> MaskLogits:
+        return MaskLogits(self.learned_queries(network(log_magnitude[..., None]), *self._last()))
+
+
+_BY_NAME: dict[str, type[LateFusion] | type[MiddleFusion] | type[EarlyFusion]] = {
+    "late": LateFusion,
+    "middle": MiddleFusion,
+    "early": EarlyFusion,
+}
+
+
+def fusion_of(config: ModelConfig) -> type[LateFusion] | type[MiddleFusion] | type[EarlyFusion] | type[LearnedFusion]:
+    """The one place where a config becomes a way of fusion."""
+    return LearnedFusion if config.num_learned_queries else _BY_NAME[config.fusion]

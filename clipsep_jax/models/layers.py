@@ -195,3 +195,9 @@ def _shift(x: Array, axis: int, offset: int) -> Array:
     """y[k] = x[k + offset] along `axis`, zero outside; offset is -1 or 1."""
     start = 0 if offset < 0 else 1
     return jax.lax.slice_in_dim(_pad(x, axis, (1 - start, start)), start, start + x.shape[axis], axis=axis)
+
+
+def append_everywhere(image: Float[Array, "B h w I"], vector: Float[Array, "B c"]) -> Float[Array, "B h w J"]:
+    """Adds a vector's values as constant channels."""
+    tiled = jnp.broadcast_to(vector[:, None, None], (*image.shape[:-1], vector.shape[-1]))
+    return jnp.concatenate([image, tiled], axis=-1)

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from clipsep_jax.config import ModelConfig
-from clipsep_jax.models.layers import BatchNorm, DownConv, UpConv
+from clipsep_jax.models.layers import BatchNorm, DownConv, UpConv, append_everywhere
 
 
 def level_widths(config: ModelConfig) -> list[int]:
@@ -22,7 +22,10 @@ class UNet(nnx.Module):
     """Encoder and decoder with skip connections, up to but without its last convolution.
 
     Level i halves the sides and has min(2**i, 8) * width channels. The outermost and the innermost down convolution
-    have no BatchNorm, nor has the last convolution, which `CLIPSep` applies, with the queries folded in where it can.
+    have no BatchNorm, nor has the last convolution, which belongs to the fusion with the queries.
+
+    Attributes:
+        num_features: channels of the output.
     """
 
     def __init__(
@@ -31,7 +34,6 @@ class UNet(nnx.Module):
         *,
         num_in: int = 1,
         num_condition: int = 0,
-        num_out: int,
         dtype: Any = None,
         remat: bool = False,
         rngs: nnx.Rngs,
@@ -50,12 +52,12 @@ class UNet(nnx.Module):
         self.down_norm = nnx.List([BatchNorm(widths[i], rngs=rngs) for i in range(1, last)])
         self.up = nnx.List([UpConv(decoded[i], widths[i - 1], init_std=std, rngs=rngs) for i in range(1, last + 1)])
         self.up_norm = nnx.List([BatchNorm(widths[i - 1], rngs=rngs) for i in range(1, last + 1)])
-        self.last = UpConv(decoded[0], num_out, init_std=std, use_bias=True, rngs=rngs)
+        self.num_features = decoded[0]
 
     def __call__(
         self, log_magnitude: Float[Array, "B K T I"], condition: Float[Array, "B c"] | None = None
     ) -> Float[Array, "B k t C"]:
-        """Features at half resolution: what `last`, the final convolution, takes."""
+        """Features at half resolution: what the last convolution takes."""
         skips = self._encode(self.input_norm(log_magnitude).astype(self.dtype or log_magnitude.dtype))
         x = jax.nn.relu(skips.pop())
         if condition is not None:
@@ -83,9 +85,3 @@ def _encode_level(down: DownConv, norm: BatchNorm | None, x: Float[Array, "B H W
 
 def _decode_level(up: UpConv, norm: BatchNorm, x: Float[Array, "B h w C"]) -> Float[Array, "B H W c"]:
     return jax.nn.relu(norm(up(x)).astype(x.dtype))
-
-
-def append_everywhere(image: Float[Array, "B h w I"], vector: Float[Array, "B c"]) -> Float[Array, "B h w J"]:
-    """Adds a vector's values as constant channels."""
-    tiled = jnp.broadcast_to(vector[:, None, None], (*image.shape[:-1], vector.shape[-1]))
-    return jnp.concatenate([image, tiled], axis=-1)

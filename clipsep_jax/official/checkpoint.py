@@ -96,16 +96,16 @@ def _linear(theirs: str, ours: str) -> list[Rule]:
 
 def _unet_rules(levels: list[_Level]) -> list[Rule]:
     rules = [
-        *_norm("sound_net.bn0", "unet.input_norm"),
-        Rule(f"{levels[0].up}.weight", "unet.last.kernel", UP_CONV),
-        Rule(f"{levels[0].up}.bias", "unet.last.bias"),
+        *_norm("sound_net.bn0", "network.input_norm"),
+        Rule(f"{levels[0].up}.weight", "fusion.last.kernel", UP_CONV),
+        Rule(f"{levels[0].up}.bias", "fusion.last.bias"),
     ]
     for i, level in enumerate(levels):
-        rules.append(Rule(f"{level.down}.weight", f"unet.down.{i}.kernel", CONV))
+        rules.append(Rule(f"{level.down}.weight", f"network.down.{i}.kernel", CONV))
         if i > 0:
-            rules.append(Rule(f"{level.up}.weight", f"unet.up.{i - 1}.kernel", UP_CONV))
-            rules += _norm(level.up_norm, f"unet.up_norm.{i - 1}")
-            rules += _norm(level.down_norm, f"unet.down_norm.{i - 1}")
+            rules.append(Rule(f"{level.up}.weight", f"network.up.{i - 1}.kernel", UP_CONV))
+            rules += _norm(level.up_norm, f"network.up_norm.{i - 1}")
+            rules += _norm(level.down_norm, f"network.down_norm.{i - 1}")
     return rules
 
 
@@ -113,13 +113,13 @@ def official_rules(config: ModelConfig) -> tuple[Rule, ...]:
     """The table: official names and ours."""
     return (
         *_unet_rules(_levels(config.num_levels, config.fusion)),
-        *_linear("frame_net.fc" if config.fusion == "early" else "frame_net", "query_head"),
-        *_linear("pit_nets.{i}", "noise_heads.projections.{i}"),
+        *_linear("frame_net.fc" if config.fusion == "early" else "frame_net", "fusion.query_head"),
+        *_linear("pit_nets.{i}", "fusion.noise_heads.projections.{i}"),
         Rule("label_net.weight", "label_embedding.embedding"),
-        Rule("synth_net.scale", "inner_product.scale"),
-        Rule("synth_net.bias", "inner_product.bias"),
-        Rule("synth_net.weight", "learned_queries.kernel", CONV),
-        Rule("synth_net.bias", "learned_queries.bias"),
+        Rule("synth_net.scale", "fusion.inner_product.scale"),
+        Rule("synth_net.bias", "fusion.inner_product.bias"),
+        Rule("synth_net.weight", "fusion.learned_queries.kernel", CONV),
+        Rule("synth_net.bias", "fusion.learned_queries.bias"),
     )
 
 

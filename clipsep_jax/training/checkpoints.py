@@ -17,6 +17,7 @@ from orbax.checkpoint import checkpoint_managers
 from clipsep_jax.config import Config, differences
 from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.files import atomic_write
+from clipsep_jax.models.clipsep import own_layout, stored_layout
 from clipsep_jax.old_options import names_today
 from clipsep_jax.training.devices import first_process_alone
 
@@ -88,7 +89,9 @@ class Checkpoints:
             return
         self.wait()
         metrics = None if validation_loss is None else {LOSS: validation_loss}
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self._config))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(stored_layout(state)), config=ocp.args.JsonSave(self._config)
+        )
         with self._telling_of_the_disk():
             self._manager.save(step, args=items, metrics=metrics, force=True)
 
@@ -202,6 +205,7 @@ class Checkpoints:
         Raises:
             InputError: the checkpoint is of another network.
         """
+        like = stored_layout(like)
         stored, wanted = _shapes(self._manager.item_metadata(step)["state"]), _shapes(like)
         differing = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
         if differing:
@@ -213,7 +217,7 @@ class Checkpoints:
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=items)["state"]
+        return own_layout(self._manager.restore(step, args=items)["state"])
 
     def close(self) -> None:
         """Waits for saves under way.

@@ -10,7 +10,7 @@ import torch
 from flax import nnx
 
 from clipsep_jax.config import ModelConfig
-from clipsep_jax.models.clipsep import CLIPSep, build_model
+from clipsep_jax.models.clipsep import CLIPSep, build_model, own_layout, stored_layout
 from clipsep_jax.official.checkpoint import official_rules
 from clipsep_jax.tensors import export_tensors
 from tests.torch_twin import TorchCLIPSep
@@ -38,7 +38,7 @@ def randomised(config: ModelConfig) -> CLIPSep:
     # Values that float32 holds, as nnx.Embed rounds to it.
     drawn = jax.tree.map(lambda leaf: jnp.asarray(np.float32(0.3 * rng.normal(size=leaf.shape)), float), state)
     model = nnx.merge(graphdef, drawn)
-    for norm in [model.unet.input_norm, *model.unet.down_norm, *model.unet.up_norm]:
+    for norm in [model.network.input_norm, *model.network.down_norm, *model.network.up_norm]:
         norm.var[...] = jnp.abs(norm.var[...] + 0.5) + 0.5
     return model
 
@@ -95,17 +95,17 @@ def test_initial_values_have_the_official_scales():
     model = build_model(ModelConfig(num_levels=2, width=16, num_labels=20, num_noise_heads=1), nnx.Rngs(0))
     learned = build_model(ModelConfig(num_levels=1, num_channels=512, num_learned_queries=8), nnx.Rngs(0))
     scales = {
-        0.001: [model.unet.down[1].kernel, model.unet.up[0].kernel, model.unet.last.kernel],
-        1e-4: [model.query_head.kernel, model.noise_heads.projections[0].kernel],
-        0.02: [model.unet.up_norm[0].scale],
+        0.001: [model.network.down[1].kernel, model.network.up[0].kernel, model.fusion.last.kernel],
+        1e-4: [model.fusion.query_head.kernel, model.fusion.noise_heads.projections[0].kernel],
+        0.02: [model.network.up_norm[0].scale],
         1.0: [model.label_embedding.embedding],
     }
-    scales[0.001].append(learned.learned_queries.kernel)
+    scales[0.001].append(learned.fusion.learned_queries.kernel)
     for scale, variables in scales.items():
         for variable in variables:
             assert np.std(variable[...]) == pytest.approx(scale, rel=0.5)
-    assert np.abs(learned.learned_queries.bias[...]).max() <= 1 / np.sqrt(512)
-    assert np.ptp(learned.learned_queries.bias[...]) > 0
+    assert np.abs(learned.fusion.learned_queries.bias[...]).max() <= 1 / np.sqrt(512)
+    assert np.ptp(learned.fusion.learned_queries.bias[...]) > 0
 
 
 def test_the_plain_module_starts_at_the_same_scales():
@@ -132,7 +132,16 @@ def test_in_bfloat16_the_input_is_rounded_after_it_is_centred():
     seen = []
     for dtype in (None, jnp.bfloat16):
         model = build_model(config, nnx.Rngs(0), dtype=dtype)
-        model.unet.input_norm.mean[...], model.unet.input_norm.var[...] = jnp.full(1, -20.0), jnp.full(1, 4e-4)
+        model.network.input_norm.mean[...], model.network.input_norm.var[...] = jnp.full(1, -20.0), jnp.full(1, 4e-4)
         model.eval()
-        seen.append(np.asarray(model.unet(log_magnitude[..., None]).astype(jnp.float32)))
+        seen.append(np.asarray(model.network(log_magnitude[..., None]).astype(jnp.float32)))
     np.testing.assert_allclose(seen[1], seen[0], rtol=0, atol=0.03 * np.abs(seen[0]).max())
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_files_name_the_variables_as_they_always_did(parts):
+    state = nnx.state(nnx.eval_shape(lambda: build_model(replace(CONFIG, **PARTS[parts]), nnx.Rngs(0))))
+    stored = stored_layout(state)
+    assert {"unet", "query_head", "noise_heads", "inner_product", "learned_queries", "label_embedding"} >= set(stored)
+    assert "last" in stored["unet"]
+    assert jax.tree.leaves_with_path(own_layout(stored)) == jax.tree.leaves_with_path(state)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from clipsep_jax.config import Config, read_config
+from clipsep_jax.models.clipsep import stored_layout
 from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.structures import Batch
 from clipsep_jax.training.members import JointTrainer
@@ -80,7 +81,9 @@ def steps_of(name: str, trainer: Trainer, config: Config) -> Iterator[tuple[str,
         state, metrics = trainer.train_step(state, batch_of(config, step))
         for key, value in metrics.items():
             yield f"{name} {step} {key}", np.asarray(value)
-        for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.batch_stats, state.optimizer)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            stored_layout((state.params, state.batch_stats, state.optimizer))
+        ):
             tensor = np.asarray(leaf, np.float64)
             shape = tensor.shape[1:] if name == "sweep" else tensor.shape
             other = np.random.default_rng(tensor.size).normal(size=shape)
