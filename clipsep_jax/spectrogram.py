@@ -134,6 +134,20 @@ def unwarp(mask: Float[Array, "*b K T"], config: SpectrogramConfig) -> Float[Arr
     return _resample(mask, frequency_unwarp(config.num_bins, config.num_warped_bins))
 
 
+def apply_masks(
+    masks: Float[Array, "*b N K T"], spectrum: Complex[Array, "*b F T"], config: SpectrogramConfig, length: int
+) -> Float[Array, "*b N {length}"]:
+    """Mask to sound: the waveforms that masks on the log-frequency grid let through of a mixture.
+
+    Args:
+        masks: in [0, 1].
+        spectrum: of the mixture, as from `stft`.
+        config: the same as for `stft`.
+        length: samples to return.
+    """
+    return istft(unwarp(masks, config) * spectrum[..., None, :, :], config, length)
+
+
 def log_warped_magnitude(magnitude: Float[Array, "*b F T"], config: SpectrogramConfig) -> Float[Array, "*b K T"]:
     """What the mask network sees: log of the warped (magnitude + 1e-10)."""
     return jnp.log(warp(magnitude + 1e-10, config))

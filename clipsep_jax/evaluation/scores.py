@@ -15,7 +15,7 @@ from clipsep_jax.mixing import binary_masks
 from clipsep_jax.queries.base import Kind
 from clipsep_jax.queries.kinds import IMAGE, kind_of
 from clipsep_jax.separation.separator import Separator
-from clipsep_jax.spectrogram import istft, stft, unwarp, warp
+from clipsep_jax.spectrogram import apply_masks, stft, warp
 
 BATCH = 8
 
@@ -109,8 +109,8 @@ class Evaluation:
         mixed = stft(jnp.asarray(mixtures.mixture), spectrogram)
         magnitude = warp(jnp.abs(stft(jnp.asarray(mixtures.sources[:, :1]), spectrogram)), spectrogram)
         mask = binary_masks(magnitude, warp(jnp.abs(mixed) + 1e-10, spectrogram))
-        masked = unwarp(mask.astype(magnitude.dtype), spectrogram)[:, 0] * mixed
-        return np.asarray(istft(masked, spectrogram, mixtures.sources.shape[-1]))
+        length = mixtures.sources.shape[-1]
+        return np.asarray(apply_masks(mask.astype(magnitude.dtype), mixed, spectrogram, length))[:, 0]
 
     def run(self, *, progress: bool = True) -> tuple[dict[str, dict], list[dict]]:
         """Summaries by way of estimation, and a row a mixture.

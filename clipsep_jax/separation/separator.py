@@ -22,7 +22,7 @@ from clipsep_jax.queries.base import Embedder, Query
 from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.queries.table import EmbeddingTable
 from clipsep_jax.separation.chunks import chunk_starts, triangle
-from clipsep_jax.spectrogram import istft, log_warped_magnitude, stft, unwarp
+from clipsep_jax.spectrogram import apply_masks, log_warped_magnitude, stft
 from clipsep_jax.structures import AnyArray, MaskLogits
 
 CHUNKS_AT_ONCE = 4
@@ -109,8 +109,7 @@ class Separator:
         spectrogram = self.config.spectrogram
         spectrum = stft(mixtures, spectrogram)
         logits = self._logits(state, jnp.abs(spectrum), queries)
-        masks = unwarp(jax.nn.sigmoid(logits.query), spectrogram)
-        return jnp.clip(istft(masks * spectrum[:, None], spectrogram, mixtures.shape[-1]), -1, 1)
+        return jnp.clip(apply_masks(jax.nn.sigmoid(logits.query), spectrum, spectrogram, mixtures.shape[-1]), -1, 1)
 
     def separate_clips(
         self, mixtures: Float[np.ndarray, "B L"], queries: Float[np.ndarray, "B N Q"] | Int[np.ndarray, "B N"] | None

@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 from matplotlib.figure import Figure
 
 from clipsep_jax.mixing import apply_gain
-from clipsep_jax.spectrogram import istft, stft, unwarp
+from clipsep_jax.spectrogram import apply_masks, stft
 from clipsep_jax.structures import Batch
 from clipsep_jax.training.devices import put_batch, replicated
 from clipsep_jax.training.setup import Run
@@ -56,7 +56,7 @@ class Previews:
         sources = apply_gain(jnp.asarray(batch.sources), jnp.asarray(batch.gain))
         sources = sources / sources.shape[1]
         mixed = sources.sum(axis=1)
-        estimates = istft(unwarp(masks, spectrogram) * stft(mixed, spectrogram)[:, None], spectrogram, mixed.shape[-1])
+        estimates = apply_masks(masks, stft(mixed, spectrogram), spectrogram, mixed.shape[-1])
         pictures = {"mixture, dB": 20 * jnp.log10(mixture.magnitude)}
         sounds = {"mixture": mixed}
         for n in range(masks.shape[1]):
