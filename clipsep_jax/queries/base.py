@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from clipsep_jax.errors import InputError
 from clipsep_jax.queries.table import EmbeddingTable
 
 Query = str | Pillow.Image | np.ndarray  # what a user gives
+REMEMBERED_TEXTS = 1_000
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Embedder:
     encoder: Callable[[], Encoder]
     table: Callable[[], EmbeddingTable]
     labels: tuple[str, ...]
+
+    @cached_property
+    def text(self) -> Callable[[str], Float32[np.ndarray, " Q"]]:
+        """Embeds a text by the encoder, and remembers the last so many."""
+        return lru_cache(REMEMBERED_TEXTS)(lambda text: self.encoder().embed_text([text])[0])
 
 
 @dataclass(frozen=True)

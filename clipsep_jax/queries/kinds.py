@@ -50,7 +50,7 @@ class Encoded(Kind):
         if isinstance(query, np.ndarray) and query.ndim == 1:
             return query.astype(np.float32)
         if isinstance(query, str):
-            return by.encoder().embed_text([query])[0]
+            return by.text(query)
         pictures = np.asarray(query.convert("RGB"))[None] if isinstance(query, Pillow.Image) else query
         return by.encoder().embed_frames(_as_pictures(pictures)).mean(axis=0)
 

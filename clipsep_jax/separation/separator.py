@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Int32, PyTree
-from tqdm import tqdm
 
-from clipsep_jax.config import Config
+from clipsep_jax.config import Config, SpectrogramConfig
 from clipsep_jax.encoders.clip import ClipEncoder
 from clipsep_jax.encoders.registry import load_encoder
 from clipsep_jax.encoders.resnet import ResnetEncoder
@@ -21,11 +20,11 @@ from clipsep_jax.model_dir import TABLE_FILE, ModelDir, open_model_dir
 from clipsep_jax.queries.base import Embedder, Query
 from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.queries.table import EmbeddingTable
-from clipsep_jax.separation.chunks import chunk_starts, triangle
+from clipsep_jax.separation.chunks import separate_in_chunks
 from clipsep_jax.spectrogram import apply_masks, log_warped_magnitude, stft
 from clipsep_jax.structures import AnyArray, MaskLogits
 
-CHUNKS_AT_ONCE = 4
+_Queries = Float[Array, "B N Q"] | Int[Array, "B N"] | None
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Separator:
         self.model_dir = model_dir
         self.config: Config = model_dir.config
         self.sample_rate_hz = self.config.spectrogram.sample_rate_hz
-        self._graphdef, self._state = nnx.split(model_dir.load_model())
+        self._network = jax.device_put(nnx.split(model_dir.load_model()))
 
     @classmethod
     def load(cls, path: str | Path) -> "Separator":
@@ -88,8 +87,14 @@ class Separator:
         """The embeddings of labels that a model of sentence queries was trained with."""
         return EmbeddingTable.load(self.model_dir.folder / TABLE_FILE)
 
-    def embed(self, queries: Sequence[Query]) -> Float32[np.ndarray, "N Q"] | Int32[np.ndarray, "N"] | None:
-        """What the model takes for queries.
+    @cached_property
+    def _embedder(self) -> Embedder:
+        return Embedder(
+            str(self.model_dir.folder), lambda: self.encoder, lambda: self.table, tuple(self.model_dir.labels)
+        )
+
+    def embed(self, queries: Sequence[Query]) -> Float32[np.ndarray, "N Q"] | Int32[np.ndarray, " N"] | None:
+        """What the model takes for queries. A text that was embedded before is not embedded again.
 
         A query is a text, a picture, an array of pictures [R H W 3] (averaged), or an embedding [Q]; for models of
         labels or sentences, one of their labels. A model without queries takes none.
@@ -97,28 +102,17 @@ class Separator:
         Raises:
             InputError: the model does not take such a query.
         """
-        by = Embedder(
-            str(self.model_dir.folder), lambda: self.encoder, lambda: self.table, tuple(self.model_dir.labels)
-        )
-        return kind_of(self.config).embed_all(queries, by)
-
-    @partial(jax.jit, static_argnums=0)
-    def _masked(
-        self, state: PyTree, mixtures: Float[Array, "B L"], queries: Float[Array, "B N Q"] | Int[Array, "B N"] | None
-    ) -> Float[Array, "B N L"]:
-        spectrogram = self.config.spectrogram
-        spectrum = stft(mixtures, spectrogram)
-        logits = self._logits(state, jnp.abs(spectrum), queries)
-        return jnp.clip(apply_masks(jax.nn.sigmoid(logits.query), spectrum, spectrogram, mixtures.shape[-1]), -1, 1)
+        return kind_of(self.config).embed_all(queries, self._embedder)
 
     def separate_clips(
         self, mixtures: Float[np.ndarray, "B L"], queries: Float[np.ndarray, "B N Q"] | Int[np.ndarray, "B N"] | None
     ) -> Float[Array, "B N L"]:
         """Separates clips of the training length, each by its own queries (see `embed`). Noise masks are not used."""
-        return self._masked(self._state, jnp.asarray(mixtures), None if queries is None else jnp.asarray(queries))
+        batch = None if queries is None else jnp.asarray(queries)
+        return _separate(*self._network, jnp.asarray(mixtures), batch, self.config.spectrogram)
 
     def mask_logits(
-        self, magnitude: Float[AnyArray, "F T"], queries: Float[AnyArray, "N Q"] | Int[AnyArray, "N"] | None
+        self, magnitude: Float[AnyArray, "F T"], queries: Float[AnyArray, "N Q"] | Int[AnyArray, " N"] | None
     ) -> MaskLogits:
         """Mask logits of one spectrogram, without a batch axis.
 
@@ -127,13 +121,8 @@ class Separator:
             queries: what `embed` gives.
         """
         batch = None if queries is None else jnp.asarray(queries)[None]
-        logits = self._logits(self._state, jnp.asarray(magnitude)[None], batch)
+        logits = _mask_logits(*self._network, jnp.asarray(magnitude)[None], batch, self.config.spectrogram)
         return jax.tree.map(lambda x: x[0], logits)
-
-    @partial(jax.jit, static_argnums=0)
-    def _logits(self, state: PyTree, magnitude: Float[Array, "B F T"], queries: Array | None) -> MaskLogits:
-        log_magnitude = log_warped_magnitude(magnitude, self.config.spectrogram)
-        return nnx.merge(self._graphdef, state)(log_magnitude, queries)
 
     def separate(
         self, waveform: Float[np.ndarray, " L"], queries: Sequence[Query], *, progress: bool = False
@@ -150,30 +139,35 @@ class Separator:
         """
         if not len(waveform) or not np.isfinite(waveform).all():
             raise InputError("The recording is empty or holds values that are no numbers; give one with sound.")
-        embeddings = self.embed(queries)
-        num_stems = len(queries) or self.config.model.num_learned_queries
-        stems = np.zeros((num_stems, len(waveform)), np.float32)
-        total = np.zeros(len(waveform), np.float32)
-        chunk = self.config.spectrogram.num_samples
-        starts = chunk_starts(len(waveform), chunk)
-        fade = triangle(chunk)
-        for first in tqdm(range(0, len(starts), CHUNKS_AT_ONCE), unit="chunks", disable=not progress):
-            some = starts[first : first + CHUNKS_AT_ONCE]
-            for start, separated in zip(some, self._separate_chunks(waveform, some, embeddings), strict=True):
-                length = min(chunk, len(waveform) - start)
-                stems[:, start : start + length] += separated[:, :length] * fade[:length]
-                total[start : start + length] += fade[:length]
-        stems /= total
+        embedded = self.embed(queries)
+
+        def separate(chunks: np.ndarray) -> np.ndarray:
+            same = None if embedded is None else np.broadcast_to(embedded, (len(chunks), *embedded.shape))
+            return np.asarray(self.separate_clips(chunks, same))
+
+        chunk, num_stems = self.config.spectrogram.num_samples, len(queries) or self.config.model.num_learned_queries
+        stems = separate_in_chunks(waveform, chunk, num_stems, separate, progress=progress)
         return Separation(stems, (waveform - stems.sum(axis=0)).astype(np.float32))
 
-    def _separate_chunks(
-        self, waveform: np.ndarray, starts: Sequence[int], embeddings: np.ndarray | None
-    ) -> Float[np.ndarray, "b N L"]:
-        """The chunks at `starts`, filled up to CHUNKS_AT_ONCE so that one program serves all."""
-        chunk = self.config.spectrogram.num_samples
-        mixtures = np.zeros((CHUNKS_AT_ONCE, chunk), np.float32)
-        for row, start in zip(mixtures, starts, strict=False):
-            # Short recordings are tiled, as in training.
-            row[:] = np.resize(waveform[start : start + chunk], chunk)
-        queries = None if embeddings is None else np.broadcast_to(embeddings, (CHUNKS_AT_ONCE, *embeddings.shape))
-        return np.asarray(self.separate_clips(mixtures, queries))[: len(starts)]
+
+# The network comes as arguments: separators of one config share the compiled programs, which keep none of them alive.
+
+
+@partial(jax.jit, static_argnames="config")
+def _mask_logits(
+    graphdef: nnx.GraphDef,
+    state: PyTree,
+    magnitude: Float[Array, "B F T"],
+    queries: _Queries,
+    config: SpectrogramConfig,
+) -> MaskLogits:
+    return nnx.merge(graphdef, state)(log_warped_magnitude(magnitude, config), queries)
+
+
+@partial(jax.jit, static_argnames="config")
+def _separate(
+    graphdef: nnx.GraphDef, state: PyTree, mixtures: Float[Array, "B L"], queries: _Queries, config: SpectrogramConfig
+) -> Float[Array, "B N L"]:
+    spectrum = stft(mixtures, config)
+    logits = _mask_logits(graphdef, state, jnp.abs(spectrum), queries, config)
+    return jnp.clip(apply_masks(jax.nn.sigmoid(logits.query), spectrum, config, mixtures.shape[-1]), -1, 1)

@@ -1,7 +1,9 @@
 """Separation of recordings of any length, and model directories."""
 
+import gc
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,10 +14,14 @@ import pytest
 from PIL import Image
 
 import clipsep_jax
+from clipsep_jax.cli.main import main
+from clipsep_jax.encoders.clip import ClipEncoder
 from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.model_dir import describe, open_model_dir
+from clipsep_jax.separation import separator as separator_module
 from clipsep_jax.separation.chunks import chunk_starts, triangle
 from clipsep_jax.separation.separator import Separator
+from clipsep_jax.sound_files import write_sound
 from clipsep_jax.spectrogram import istft, log_warped_magnitude, stft, unwarp
 from tests.small import QUERY_SIZE
 
@@ -92,6 +98,62 @@ def test_no_query_and_odd_pictures_are_refused(separator):
         separator.separate(noise(100), [])
     with pytest.raises(InputError, match="uint8"):
         separator.embed([np.zeros((2, 3, 4, 5), np.uint8)])
+
+
+def count_texts(monkeypatch) -> list[str]:
+    """The texts that encoders embed from now on."""
+    embedded, embed_text = [], ClipEncoder.embed_text
+
+    def counted(encoder, texts):
+        embedded.extend(texts)
+        return embed_text(encoder, texts)
+
+    monkeypatch.setattr(ClipEncoder, "embed_text", counted)
+    return embedded
+
+
+def test_a_text_is_embedded_once(trained, monkeypatch):
+    embedded = count_texts(monkeypatch)
+    separator = Separator.load(trained)
+    separator.separate(noise(100), ["a buzz", "a hum"])
+    again = separator.embed(["a hum", "a hiss"])
+    again[:] = 0  # the caller's own
+    separator.separate(noise(100), ["a hiss", "a buzz"])
+    assert embedded == ["a buzz", "a hum", "a hiss"]
+    assert separator.embed(["a hum"]).any()
+
+
+def test_the_command_embeds_each_sentence_once(trained, tmp_path, monkeypatch):
+    embedded = count_texts(monkeypatch)
+    write_sound(tmp_path / "in.wav", noise(5000), 16_000)
+    arguments = ["separate", str(tmp_path / "in.wav"), "--model", str(trained), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--query", "a buzz", "--query", "a hum"]) == 0
+    assert embedded == ["a buzz", "a hum"]
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_a_dropped_separator_leaves_nothing_behind(trained):
+    """Compiled programs are shared, and hold neither a separator nor its weights."""
+    counts = []
+    for _ in range(20):
+        separator = Separator.load(trained)
+        separator.separate(noise(100), [query()])
+        separator.mask_logits(np.ones((513, 8), np.float32), query()[None])
+        dropped = weakref.ref(separator)
+        del separator
+        gc.collect()
+        assert dropped() is None
+        counts.append(len(jax.live_arrays()))
+    assert max(counts) == counts[0]
+
+
+def test_separators_of_one_config_share_their_programs(trained):
+    first, second = Separator.load(trained), Separator.load(trained)
+    first.separate(noise(100), [query()])
+    compiled = separator_module._separate._cache_size()
+    second.separate(noise(100), [query()])
+    assert separator_module._separate._cache_size() == compiled
 
 
 def test_long_text_is_cut_with_a_word_about_it(separator):
