@@ -84,7 +84,7 @@ def measure(config: Config, num_mixtures: int, *, museval: bool = True) -> dict[
         records = write_random_records(Path(temporary) / "records", config, num_mixtures, split="test")
         evaluation = Evaluation(separator, records, "test", num_mixtures)
         runs = [seconds_of(lambda: evaluation.run(progress=False)) for _ in range(1 + TURNS)][1:]
-        sources = evaluation.read(evaluation.pairs).sources
+        sources = evaluation.read(evaluation.drawn).sources
     estimates = estimates_of(sources)
     compiled = jax.jit(sdr)
     ours = np.asarray(compiled(jnp.asarray(sources), jnp.asarray(estimates)))  # compiles

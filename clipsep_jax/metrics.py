@@ -1,4 +1,10 @@
-"""How good a separation is."""
+"""How good a separation is.
+
+To add a metric: its function here and its entry in `METRICS`. Every table and report shows it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,12 +24,34 @@ def sdr(reference: Float[AnyArray, "*b L"], estimate: Float[AnyArray, "*b L"]) -
     return 10 * (jnp.log10(signal) - jnp.log10(distortion))
 
 
-def summarise(values: Float[np.ndarray, " n"]) -> dict[str, float | int]:
-    """Mean, median and standard error of the mean of SDRs in dB, and their number."""
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-    return {
-        "sdr_mean": float(values.mean()),
-        "sdr_median": float(np.median(values)),
-        "sdr_sem": float(error),
-        "num": len(values),
-    }
+@dataclass(frozen=True)
+class Metric:
+    """A number that is higher the more an estimate is like the true sound.
+
+    Attributes:
+        title: what people call it.
+        unit: of the number.
+        score: from a reference and an estimate, both [*b L], to [*b].
+    """
+
+    title: str
+    unit: str
+    score: Callable[..., Array]
+
+
+# By name: the keys of scores.json, the columns of sweep.csv and the figures' files begin with it.
+METRICS = {"sdr": Metric("SDR", "dB", sdr)}
+CHIEF = "sdr"  # rows of mixtures name its values by the estimate alone; it tells which mixtures can be scored at all
+
+
+def summarise(values: Mapping[str, Float[np.ndarray, " n"]]) -> dict[str, float | int]:
+    """Mean, median and standard error of the mean of each metric's values, and their number."""
+    summary: dict[str, float | int] = {}
+    for name, numbers in values.items():
+        error = numbers.std(ddof=1) / np.sqrt(len(numbers)) if len(numbers) > 1 else 0.0
+        summary |= {
+            f"{name}_mean": float(numbers.mean()),
+            f"{name}_median": float(np.median(numbers)),
+            f"{name}_sem": float(error),
+        }
+    return summary | {"num": len(numbers)}

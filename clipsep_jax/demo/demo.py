@@ -18,11 +18,11 @@ from clipsep_jax.demo.own_videos import prepare_own_videos
 from clipsep_jax.demo.page import Example, write_report
 from clipsep_jax.demo.toy.records import make_toy_records
 from clipsep_jax.errors import InputError
-from clipsep_jax.evaluation.protocols import draw_pairs
+from clipsep_jax.evaluation.protocols import draw_mixtures, num_sources_of
 from clipsep_jax.evaluation.scores import Evaluation
 from clipsep_jax.evaluation.tables import table, write_scores
 from clipsep_jax.files import atomic_write
-from clipsep_jax.metrics import sdr
+from clipsep_jax.metrics import METRICS
 from clipsep_jax.separation.separator import Separator
 from clipsep_jax.sound_files import write_sound
 from clipsep_jax.training.curves import read_metrics
@@ -80,7 +80,8 @@ def run_demo(
     watch = Stopwatch()
     with watch.stage("data", "Making records and their query encoder"):
         records, config = _toy(out, steps) if videos is None else _own(out, steps, videos, labels, clip)
-    draw_pairs(records.split("test").entries, NUM_MIXTURES, seed=0)  # refuses what cannot be scored before training
+    # Refuses what cannot be scored before training.
+    draw_mixtures(records.split("test").entries, NUM_MIXTURES, num_sources_of(config), seed=0)
     with watch.stage("train", "Training CLIPSep-NIT on sounds and pictures; text is not used"):
         train(config, out / "run")
     with watch.stage("evaluate", "Scoring on held-out mixtures"):
@@ -133,10 +134,10 @@ def _fall(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
 def separate_examples(evaluation: Evaluation, folder: Path) -> list[Example]:
     """Separates the first held-out mixtures of different targets, and writes what goes in and what comes out."""
     folder.mkdir(parents=True, exist_ok=True)
-    first = {evaluation.split.entries[pair.target].label: pair for pair in reversed(evaluation.pairs)}
+    first = {evaluation.split.entries[drawn.target].label: drawn for drawn in reversed(evaluation.drawn)}
     examples = []
-    for number, pair in enumerate(list(first.values())[:NUM_EXAMPLES]):
-        mixtures = evaluation.read([pair])
+    for number, drawn in enumerate(list(first.values())[:NUM_EXAMPLES]):
+        mixtures = evaluation.read([drawn])
         mixture, target = mixtures.mixture[0], mixtures.sources[0, 0]
         label, other = mixtures.labels[0]
         queries = evaluation.queries(mixtures, evaluation.kinds[0])
@@ -148,6 +149,7 @@ def separate_examples(evaluation: Evaluation, folder: Path) -> list[Example]:
         for name, sound in sounds.items():
             files[name] = folder / f"{number}_{name.replace(' ', '_')}.wav"
             write_sound(files[name], sound.astype(np.float32), evaluation.separator.sample_rate_hz)
-        scores = {name: float(sdr(target, sound)) for name, sound in sounds.items() if name != "target"}
+        heard = {name: sound for name, sound in sounds.items() if name != "target"}
+        scores = {m: {name: float(METRICS[m].score(target, sound)) for name, sound in heard.items()} for m in METRICS}
         examples.append(Example(label, other, sounds, files, scores, evaluation.config.spectrogram))
     return examples

@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from clipsep_jax.config import SpectrogramConfig
+from clipsep_jax.evaluation.tables import lines_of
+from clipsep_jax.metrics import CHIEF, METRICS
 from clipsep_jax.pages import finish_axes, html_image, html_table, plot_curve, save_figure, write_page
 from clipsep_jax.spectrogram import stft
 from clipsep_jax.training.curves import read_metrics
@@ -20,13 +22,13 @@ _FLOOR_DB = -70.0
 
 @dataclass(frozen=True)
 class Example:
-    """One separated mixture: sounds by name, their files, and the SDR of the target in each, in dB."""
+    """One separated mixture: sounds by name, their files, and by metric the score of each against the target."""
 
     label: str
     other: str
     sounds: dict[str, np.ndarray]
     files: dict[str, Path]
-    sdr: dict[str, float]
+    scores: dict[str, dict[str, float]]
     spectrogram: SpectrogramConfig
 
 
@@ -61,22 +63,22 @@ _MEANING = {
 
 
 def _score_table(report: dict[str, Any]) -> str:
-    base = report["mixture"]["sdr_mean"]
-    rows = []
-    for name, row in report.items():
-        if "sdr_mean" in row:
-            mean = f"{row['sdr_mean']:.2f} ± {row['sdr_sem']:.2f}"
-            gain = f"{row['sdr_mean'] - base:+.2f}"
-            rows.append([name, mean, f"{row['sdr_median']:.2f}", gain, _MEANING.get(name, "")])
-    table = html_table(["estimate", "SDR mean ± s.e.", "median", "gain", ""], rows)
-    return f"{table}<p>{report['mixture']['num']} mixtures; SDR in dB.</p>"
+    titles, rows = ["estimate"], {line.estimate: [line.estimate] for line in lines_of(report, CHIEF)}
+    for name, metric in METRICS.items():
+        titles += [f"{metric.title} mean ± s.e.", "median", "gain"]
+        for line in lines_of(report, name):
+            rows[line.estimate] += [f"{line.mean:.2f} ± {line.error:.2f}", f"{line.median:.2f}", f"{line.gain:+.2f}"]
+    table = html_table([*titles, ""], [[*row, _MEANING.get(name, "")] for name, row in rows.items()])
+    units = ", ".join(f"{metric.title} in {metric.unit}" for metric in METRICS.values())
+    return f"{table}<p>{report['mixture']['num']} mixtures; {units}.</p>"
 
 
 def _example_title(example: Example) -> str:
-    scores = ", ".join(f"{name} {value:.1f} dB" for name, value in example.sdr.items())
-    return (
-        f"<h3>{html.escape(example.label)} out of {html.escape(example.other)}</h3><p>SDR: {html.escape(scores)}.</p>"
-    )
+    parts = [f"<h3>{html.escape(example.label)} out of {html.escape(example.other)}</h3>"]
+    for name, metric in METRICS.items():
+        values = [f"{sound} {value:.1f} {metric.unit}" for sound, value in example.scores[name].items()]
+        parts.append(f"<p>{metric.title}: {html.escape(', '.join(values))}.</p>")
+    return "".join(parts)
 
 
 def _players(example: Example, out: Path) -> str:

@@ -6,42 +6,64 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from clipsep_jax.config import Config
 from clipsep_jax.data.record_set import IndexEntry
 from clipsep_jax.errors import InputError
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A held-out mixture: numbers of the target and the interferer in their split."""
+class DrawnMixture:
+    """A held-out mixture: the numbers of its clips in their split, the target first."""
 
-    target: int
-    interferer: int
+    clips: tuple[int, ...]
+
+    @property
+    def target(self) -> int:
+        return self.clips[0]
+
+    @property
+    def interferers(self) -> tuple[int, ...]:
+        return self.clips[1:]
 
 
-def draw_pairs(entries: Sequence[IndexEntry], num_mixtures: int, seed: int) -> list[Pair]:
-    """Targets go round the clips in a seeded order; each interferer is drawn among the clips of other labels.
+def num_sources_of(config: Config) -> int:
+    """Sources in the mixtures that a model is scored on: as many as it was trained with, and at least two."""
+    return max(2, config.data.num_sources)
+
+
+def draw_mixtures(
+    entries: Sequence[IndexEntry], num_mixtures: int, num_sources: int, *, seed: int
+) -> list[DrawnMixture]:
+    """Targets go round the clips in a seeded order; interferers are drawn one by one, so that all labels differ.
 
     Clips without a label count as different from all others.
 
     Raises:
-        InputError: no clip has another one of a different label.
+        InputError: there are not enough clips of different labels.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(entries))
-    pairs: list[Pair] = []
+    drawn: list[DrawnMixture] = []
     for turn in range(num_mixtures):
-        target = int(order[turn % len(order)])
-        label = entries[target].label
-        others = [i for i, e in enumerate(entries) if i != target and (not label or e.label != label)]
-        if not others:
-            raise InputError(f"A mixture needs clips of two labels, but the split has only {label!r}.")
-        pairs.append(Pair(target, int(rng.choice(others))))
-    return pairs
+        clips = [int(order[turn % len(order)])]
+        while len(clips) < num_sources:
+            clips.append(int(rng.choice(_clips_of_other_labels(entries, clips, num_sources))))
+        drawn.append(DrawnMixture(tuple(clips)))
+    return drawn
+
+
+def _clips_of_other_labels(entries: Sequence[IndexEntry], clips: Sequence[int], num_sources: int) -> list[int]:
+    labels = {entries[clip].label for clip in clips}
+    others = [i for i, e in enumerate(entries) if i not in clips and (not e.label or e.label not in labels)]
+    if not others:
+        only = ", ".join(map(repr, sorted(labels)))
+        raise InputError(f"A mixture of {num_sources} needs clips of as many labels, but the split has only {only}.")
+    return others
 
 
 @dataclass(frozen=True)
 class Mixtures:
-    """A batch of held-out mixtures; the target comes first of the two sources."""
+    """A batch of held-out mixtures; the target comes first of the sources."""
 
     sources: Float[np.ndarray, "B N L"]  # divided by N, so that they add up to the mixture
     labels: list[list[str]]

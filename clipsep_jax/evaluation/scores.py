@@ -9,15 +9,17 @@ from tqdm import tqdm
 from clipsep_jax.data.clips import ClipReader
 from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.errors import InputError
-from clipsep_jax.evaluation.protocols import Mixtures, Pair, draw_pairs
-from clipsep_jax.metrics import sdr, summarise
+from clipsep_jax.evaluation.protocols import DrawnMixture, Mixtures, draw_mixtures, num_sources_of
+from clipsep_jax.metrics import CHIEF, METRICS, summarise
 from clipsep_jax.mixing import binary_masks
-from clipsep_jax.queries.base import Kind
+from clipsep_jax.queries.base import Query
 from clipsep_jax.queries.kinds import IMAGE, kind_of
 from clipsep_jax.separation.separator import Separator
 from clipsep_jax.spectrogram import apply_masks, stft, warp
 
 BATCH = 8
+
+Scores = dict[str, dict[str, np.ndarray]]  # by way of estimation and metric, a number a mixture
 
 
 class Evaluation:
@@ -27,10 +29,11 @@ class Evaluation:
         kinds: of queries that are scored: "text" (where every clip has a label) and "image" for models of CLIP
             embeddings, "label" or "sentence" for models of those, "best_mask" for models without queries: the mask
             that fits the target best, an oracle.
+        drawn: the mixtures that `run` scores.
     """
 
     def __init__(self, separator: Separator, records: RecordSet, split: str, num_mixtures: int, seed: int = 0):
-        """Draws the mixtures.
+        """Draws the mixtures, of as many sources as the model was trained with.
 
         Raises:
             InputError: the split is missing, too small, or without the labels that the model needs.
@@ -41,9 +44,12 @@ class Evaluation:
         kind = kind_of(self.config)
         frames = kind.has_encoder and not has_embeddings
         self.split = records.split(split, with_frames=frames)
-        if len(self.split) < 2:
-            raise InputError(f"The split {split!r} of {records.folder} has too few clips to mix two.")
-        self.pairs = draw_pairs(self.split.entries, num_mixtures, seed)
+        num_sources = num_sources_of(self.config)
+        if len(self.split) < num_sources:
+            raise InputError(
+                f"The split {split!r} of {records.folder} has too few clips for mixtures of {num_sources}."
+            )
+        self.drawn = draw_mixtures(self.split.entries, num_mixtures, num_sources, seed=seed)
         self._kinds = {kind.score_name: kind for kind in kind.scored_by(self.split)}
         self.kinds = tuple(self._kinds)
         self._reads_images = IMAGE in self._kinds.values()
@@ -51,57 +57,67 @@ class Evaluation:
             self._reader = IMAGE.reader(self.config, records, "frames" if frames else "embeddings")
         else:
             self._reader = ClipReader(self.config.data, self.config.spectrogram, None)
-        self._embedded: dict[str, np.ndarray | np.int32] = {}
+        self._embedded_frames: dict[int, np.ndarray] = {}
 
-    def read(self, pairs: Sequence[Pair]) -> Mixtures:
-        """The mixtures of some pairs, cut in the middle of their clips."""
-        records = [[self.split[i] for i in (pair.target, pair.interferer)] for pair in pairs]
+    def read(self, drawn: Sequence[DrawnMixture]) -> Mixtures:
+        """Some of the mixtures, cut in the middle of their clips."""
+        records = [[self.split[i] for i in mixture.clips] for mixture in drawn]
         clips = [[self._reader(record, None) for record in row] for row in records]
         sources = np.array([[clip["sources"] for clip in row] for row in clips], np.float32) / 32768
-        images = np.array([[self._image(clip) for clip in row] for row in clips]) if self._reads_images else None
         labels = [[record.label for record in row] for row in records]
+        images = None
+        if self._reads_images:
+            numbers = [mixture.clips for mixture in drawn]
+            images = np.array([list(map(self._image, *row)) for row in zip(numbers, clips, strict=True)])
         return Mixtures(sources / sources.shape[1], labels, images)
 
-    def _image(self, clip: dict) -> np.ndarray | np.int32:
-        return clip["query"] if "query" in clip else self._embed(clip["frames"])
+    def _image(self, number: int, clip: dict) -> np.ndarray:
+        """The stored embedding of a clip's pictures, or else that of the model's encoder, made once a clip."""
+        if "query" in clip:
+            return clip["query"]
+        if number not in self._embedded_frames:
+            (self._embedded_frames[number],) = self._embed([clip["frames"]])
+        return self._embedded_frames[number]
 
-    def _embed(self, query: str | np.ndarray) -> np.ndarray | np.int32:
-        embedded = self.separator.embed([query])
+    def _embed(self, queries: Sequence[Query]) -> np.ndarray:
+        embedded = self.separator.embed(queries)
         assert embedded is not None
-        return embedded[0]
+        return embedded
 
     def queries(self, mixtures: Mixtures, kind: str) -> np.ndarray | None:
-        """What the model takes as queries for both sources, [B N Q] or [B N], or None."""
+        """What the model takes as queries for all sources, [B N Q] or [B N], or None."""
         chosen = self._kinds[kind]
         if chosen == IMAGE or chosen.scores_best_mask:
             return mixtures.images
-        return np.stack([[self._label_query(label, chosen) for label in labels] for labels in mixtures.labels])
+        return np.stack([self._embed([chosen.query_of_label(label) for label in row]) for row in mixtures.labels])
 
-    def _label_query(self, label: str, kind: Kind) -> np.ndarray | np.int32:
-        if label not in self._embedded:
-            self._embedded[label] = self._embed(kind.query_of_label(label))
-        return self._embedded[label]
+    def scores(self, mixtures: Mixtures) -> Scores:
+        """Every metric of the target in every mixture, for each way to estimate it.
 
-    def scores(self, mixtures: Mixtures) -> dict[str, np.ndarray]:
-        """SDR in dB of the target in every mixture, for each way to estimate it."""
+        A wrong query is one for another source of the mixture. With several of them, their scores are averaged: what a
+        wrong query gives on the whole, which, unlike the best of them, does not rise with their number.
+        """
         mixture = mixtures.mixture
         scores = {
-            "mixture": self._sdr(mixtures, mixture),
-            "ideal_binary_mask": self._sdr(mixtures, self._ideal(mixtures)),
+            "mixture": self._score(mixtures, mixture),
+            "ideal_binary_mask": self._score(mixtures, self._ideal(mixtures)),
         }
         for kind in self.kinds:
             stems = np.asarray(self.separator.separate_clips(mixture, self.queries(mixtures, kind)))
-            each = np.stack([self._sdr(mixtures, stems[:, n]) for n in range(stems.shape[1])])
+            each = [self._score(mixtures, stems[:, n]) for n in range(stems.shape[1])]
+            by_stem = {metric: np.stack([stem[metric] for stem in each]) for metric in each[0]}
             if self._kinds[kind].scores_best_mask:
-                scores[kind] = each.max(axis=0)
+                scores[kind] = {metric: values.max(axis=0) for metric, values in by_stem.items()}
             else:
-                scores[kind], wrong = each
-                scores["wrong_query" if kind == self.kinds[0] else f"wrong_{kind}_query"] = wrong
+                wrong = "wrong_query" if kind == self.kinds[0] else f"wrong_{kind}_query"
+                scores[kind] = {metric: values[0] for metric, values in by_stem.items()}
+                scores[wrong] = {metric: values[1:].mean(axis=0) for metric, values in by_stem.items()}
         return scores
 
-    def _sdr(self, mixtures: Mixtures, estimate: np.ndarray) -> np.ndarray:
+    def _score(self, mixtures: Mixtures, estimate: np.ndarray) -> dict[str, np.ndarray]:
         length = self.config.spectrogram.hop_samples * (self.config.spectrogram.num_frames - 1)
-        return np.asarray(sdr(mixtures.sources[:, 0, :length], estimate[:, :length]))
+        target, estimate = mixtures.sources[:, 0, :length], estimate[:, :length]
+        return {name: np.asarray(metric.score(target, estimate)) for name, metric in METRICS.items()}
 
     def _ideal(self, mixtures: Mixtures) -> np.ndarray:
         """The target through its true binary mask: what a perfect prediction of the training target would give."""
@@ -116,25 +132,44 @@ class Evaluation:
         """Summaries by way of estimation, and a row a mixture.
 
         Mixtures with a silent source at the cut have no SDR; they are left out and counted as `skipped`.
+
+        Raises:
+            InputError: every mixture has a silent source, or the model gives values that are no numbers.
         """
         rows: list[dict] = []
-        batches = [self.pairs[i : i + BATCH] for i in range(0, len(self.pairs), BATCH)]
-        for pairs in tqdm(batches, desc="evaluate", unit="batch", disable=not progress):
-            filled = [*pairs, *[pairs[-1]] * (BATCH - len(pairs))]
-            mixtures = self.read(filled)
-            scores = self.scores(mixtures)
-            for i, pair in enumerate(pairs):
-                names = {"target": self._id(pair.target), "interferer": self._id(pair.interferer)}
-                rows.append(names | {name: float(values[i]) for name, values in scores.items()})
-        kinds = [name for name in rows[0] if name not in ("target", "interferer")]
-        kept = [row for row in rows if np.isfinite(row["mixture"])]
-        if not kept:
-            raise InputError("Every mixture has a silent source where it is cut; there is nothing to score.")
-        broken = [kind for kind in kinds if not all(np.isfinite(row[kind]) for row in kept)]
-        if broken:
-            raise InputError(f"The estimates by {', '.join(broken)} hold values that are no numbers; train again.")
-        summary = {kind: summarise(np.array([row[kind] for row in kept])) for kind in kinds}
-        return summary | {"skipped": {"num": len(rows) - len(kept)}}, rows
+        batches = [self.drawn[i : i + BATCH] for i in range(0, len(self.drawn), BATCH)]
+        for drawn in tqdm(batches, desc="evaluate", unit="batch", disable=not progress):
+            scores = self.scores(self.read([*drawn, *[drawn[-1]] * (BATCH - len(drawn))]))
+            rows += [self._row(mixture, scores, i) for i, mixture in enumerate(drawn)]
+        return _summary(list(scores), rows), rows
 
-    def _id(self, number: int) -> str:
-        return self.split.entries[number].id
+    def _row(self, mixture: DrawnMixture, scores: Scores, number: int) -> dict:
+        """The clips of a mixture by their ids, and its scores."""
+        target, *interferers = (self.split.entries[clip].id for clip in mixture.clips)
+        others = {"interferer": interferers[0]} if len(interferers) == 1 else {"interferers": interferers}
+        values = {
+            _column(estimate, metric): float(values[number])
+            for estimate, by_metric in scores.items()
+            for metric, values in by_metric.items()
+        }
+        return {"target": target, **others, **values}
+
+
+def _column(estimate: str, metric: str) -> str:
+    """The name in a row of the score of an estimate."""
+    return estimate if metric == CHIEF else f"{metric}_{estimate}"
+
+
+def _summary(estimates: Sequence[str], rows: Sequence[dict]) -> dict[str, dict]:
+    """Each metric's figures by way of estimation, over the mixtures that can be scored."""
+    kept = [row for row in rows if np.isfinite(row[_column("mixture", CHIEF)])]
+    if not kept:
+        raise InputError("Every mixture has a silent source where it is cut; there is nothing to score.")
+    broken = [name for name in estimates if not all(np.isfinite(row[_column(name, CHIEF)]) for row in kept)]
+    if broken:
+        raise InputError(f"The estimates by {', '.join(broken)} hold values that are no numbers; train again.")
+    summary = {
+        name: summarise({metric: np.array([row[_column(name, metric)] for row in kept]) for metric in METRICS})
+        for name in estimates
+    }
+    return summary | {"skipped": {"num": len(rows) - len(kept)}}

@@ -6,7 +6,7 @@ The workdir of a sweep holds
     sweep.json             what is varied
     sweep.csv              a row a member
     noise_activation.png   mean activation of the noise masks over the varied option (CLIPSep, section 4)
-    sdr.png                SDR on held-out mixtures over it
+    sdr.png                SDR on held-out mixtures over it; likewise for other metrics
     curves.png             loss and activation during training
     sweep.html             all of it on a page
 """
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from clipsep_jax.config import Config
 from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.errors import InputError, InputWarning
-from clipsep_jax.evaluation.protocols import draw_pairs
+from clipsep_jax.evaluation.protocols import draw_mixtures, num_sources_of
 from clipsep_jax.evaluation.scores import Evaluation
 from clipsep_jax.evaluation.tables import write_scores
 from clipsep_jax.files import atomic_write
@@ -176,7 +176,7 @@ def _check_split(config: Config, records: RecordSet, split: str, num_mixtures: i
         )
     clips = records.split(split)
     kind_of(config).scored_by(clips)
-    draw_pairs(clips.entries, num_mixtures, seed=0)
+    draw_mixtures(clips.entries, num_mixtures, num_sources_of(config), seed=0)
 
 
 def _claim(workdir: Path, variations: Sequence[Variation]) -> None:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import atomic_write
+from clipsep_jax.metrics import METRICS
 from clipsep_jax.model_dir import open_model_dir
 from clipsep_jax.pages import finish_axes, html_image, html_table, plot_curve, save_figure, write_page
 from clipsep_jax.training.curves import read_metrics
@@ -24,15 +25,8 @@ from clipsep_jax.training.members import GIVEN_UP_NAME
 PAGE_NAME = "sweep.html"
 
 _AVERAGED = ("loss", "mean_query_activation", "mean_noise_activation", "noise_level")
-_SCORED = ("text", "image", "label", "sentence", "best_mask")  # kinds of queries for the figure of SDR
-_ON_CONSOLE = (
-    "member",
-    "given_up",
-    "loss",
-    "mean_noise_activation",
-    "skipped_steps",
-    *(f"sdr_{kind}" for kind in _SCORED),
-)
+_SCORED = ("text", "image", "label", "sentence", "best_mask")  # kinds of queries for the figures of scores
+_ON_CONSOLE = ("member", "given_up", "loss", "mean_noise_activation", "skipped_steps")  # with the means of _SCORED
 _LOG_SCALE_FROM = 30  # times the least value
 
 Row = dict[str, Any]  # a member's figures by the names of the columns of sweep.csv
@@ -53,8 +47,12 @@ def summarise_member(workdir: Path, varied: Mapping[str, float | int | str], sco
         values = [line[name] for line in lines if name in line and line["step"] > 0.9 * lines[-1]["step"]]
         row |= {name: float(np.mean(values))} if values else {}
     for kind, score in scores.items():
-        if "sdr_mean" in score:
-            row |= {f"sdr_{kind}": score["sdr_mean"], f"sdr_{kind}_sem": score["sdr_sem"]}
+        for metric in METRICS:
+            if f"{metric}_mean" in score:
+                row |= {
+                    f"{metric}_{kind}": score[f"{metric}_mean"],
+                    f"{metric}_{kind}_sem": score[f"{metric}_sem"],
+                }
     return row
 
 
@@ -72,7 +70,8 @@ def write_report(workdir: Path, options: Sequence[str], rows: Sequence[Row]) -> 
     writer.writerows(rows)
     with atomic_write(workdir / "sweep.csv") as file:
         file.write(text.getvalue().encode())
-    figures = {"noise_activation": noise_figure(options, rows), "sdr": sdr_figure(options, rows)}
+    figures = {"noise_activation": noise_figure(options, rows)}
+    figures |= {metric: score_figure(metric, options, rows) for metric in METRICS}
     curves = _curves({str(row["member"]): read_metrics(workdir / str(row["member"])) for row in rows})
     for name in figures:
         (workdir / f"{name}.png").unlink(missing_ok=True)  # of an earlier report
@@ -80,11 +79,12 @@ def write_report(workdir: Path, options: Sequence[str], rows: Sequence[Row]) -> 
     pictures.append(save_figure(curves, workdir / "curves.png"))
     title = "Sweep over " + " and ".join(map(_short, options))
     shown = [name for name in _names(rows) if not name.endswith("_sem")]
+    scores = " and ".join(f"{metric.title} (in {metric.unit})" for metric in METRICS.values())
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         "<p>All members were trained together, on the same batches from the same start. Losses and activations are "
-        "means over the last tenth of training; SDR is in dB, &plusmn; its standard error, of the best model of each "
-        "member on held-out mixtures.</p>",
+        f"means over the last tenth of training; {html.escape(scores)}, &plusmn; the standard error, of the best model "
+        "of each member on held-out mixtures.</p>",
         html_table([name.replace("_", " ") for name in shown], [[_cell(row, name) for name in shown] for row in rows]),
         *(html_image(picture, workdir) for picture in pictures),
         '<p>The same as a table for programs: <a href="sweep.csv">sweep.csv</a>.</p>',
@@ -94,7 +94,8 @@ def write_report(workdir: Path, options: Sequence[str], rows: Sequence[Row]) -> 
 
 def text_table(rows: Sequence[Row]) -> str:
     """What the page shows of each member, for the console."""
-    shown = [name for name in _names(rows) if name in _ON_CONSOLE]
+    on_console = {*_ON_CONSOLE, *(f"{metric}_{kind}" for metric in METRICS for kind in _SCORED)}
+    shown = [name for name in _names(rows) if name in on_console]
     cells = [[name.replace("_", " ") for name in shown], *([_cell(row, name) for name in shown] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(map(str.rjust, line, widths)) for line in cells)
@@ -144,27 +145,27 @@ def noise_figure(options: Sequence[str], rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
-def sdr_figure(options: Sequence[str], rows: Sequence[Row]) -> Figure | None:
-    """SDR on held-out mixtures over the varied option, for each kind of query."""
-    kinds = [kind for kind in _SCORED if any(f"sdr_{kind}" in row for row in rows)]
+def score_figure(metric: str, options: Sequence[str], rows: Sequence[Row]) -> Figure | None:
+    """A metric on held-out mixtures over the varied option, for each kind of query."""
+    kinds = [kind for kind in _SCORED if any(f"{metric}_{kind}" in row for row in rows)]
     if not kinds:
         return None
     option, lines = _lines(options, rows)
     figure, axes = _axes()
     for name, line in lines.items():
         for kind in kinds:
-            known = [row for row in line if f"sdr_{kind}" in row]
+            known = [row for row in line if f"{metric}_{kind}" in row]
             axes.errorbar(
                 [row[option] for row in known],
-                [row[f"sdr_{kind}"] for row in known],
-                [row[f"sdr_{kind}_sem"] for row in known],
+                [row[f"{metric}_{kind}"] for row in known],
+                [row[f"{metric}_{kind}_sem"] for row in known],
                 marker="o",
                 capsize=3,
                 label=", ".join(filter(None, [f"{kind} query", name])),
             )
-    levels = [row["sdr_mixture"] for row in rows if "sdr_mixture" in row]
+    levels = [row[f"{metric}_mixture"] for row in rows if f"{metric}_mixture" in row]
     axes.axhline(levels[0], color="grey", linestyle="dashed", label="mixture")
-    _finish(axes, option, rows, "SDR of held-out mixtures (dB)")
+    _finish(axes, option, rows, f"{METRICS[metric].title} of held-out mixtures ({METRICS[metric].unit})")
     return figure
 
 

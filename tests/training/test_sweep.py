@@ -28,7 +28,7 @@ from clipsep_jax.training.members import JointTrainer, train_together
 from clipsep_jax.training.setup import Run
 from clipsep_jax.training.step import Trainer
 from clipsep_jax.training.sweep import GAMMAS, Variation, members_of, read_variation, sweep
-from clipsep_jax.training.sweep_report import noise_figure, sdr_figure, write_report
+from clipsep_jax.training.sweep_report import noise_figure, score_figure, write_report
 from tests.small import QUERY_SIZE, make_records, small_config
 
 GAMMA = "objective.gamma"
@@ -374,7 +374,7 @@ def test_figures_have_a_line_for_each_combination_of_the_other_options(tmp_path)
 
     rows = [{**row(g, r), "mean_noise_activation": g / 2} for g in (1.0, 0.0, 0.5) for r in ("sum", "ratio")]
     options = [GAMMA, "objective.regularizer"]
-    noise, sdr = noise_figure(options, rows).axes[0], sdr_figure(options, rows).axes[0]
+    noise, sdr = noise_figure(options, rows).axes[0], score_figure("sdr", options, rows).axes[0]
     assert [line.get_label() for line in noise.get_lines()] == ["regularizer sum", "regularizer ratio", "gamma"]
     assert noise.get_lines()[0].get_xydata().tolist() == [[0, 0], [0.5, 0.25], [1, 0.5]]
     assert sdr.get_legend_handles_labels()[1] == [
