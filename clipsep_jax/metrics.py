@@ -41,7 +41,7 @@ class Metric:
 
 # By name: the keys of scores.json, the columns of sweep.csv and the figures' files begin with it.
 METRICS = {"sdr": Metric("SDR", "dB", sdr)}
-CHIEF = "sdr"  # rows of mixtures name its values by the estimate alone; it tells which mixtures can be scored at all
+CHIEF = "sdr"  # rows of mixtures name its values by the estimate alone
 
 
 def summarise(values: Mapping[str, Float[np.ndarray, " n"]]) -> dict[str, float | int]:

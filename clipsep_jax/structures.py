@@ -3,10 +3,11 @@
 Shape letters, used in every signature of the package:
 
     B  examples in a batch          N  sources in a mixture (and queries, one a source)
-    M  noise masks                  L  audio samples
+    M  noise masks                  S  targets of a loss (one a source, see `Mixture`)
+    L  audio samples                T  spectrogram frames
     F  linear frequency bins (513)  K  log-frequency bins (256)
-    T  spectrogram frames           Q  size of a query embedding
-    C  channels                     R  video frames of one clip around its centre
+    Q  size of a query embedding    C  channels
+    R  video frames of one clip around its centre
 """
 
 from dataclasses import dataclass
@@ -44,12 +45,13 @@ class Mixture:
 
     Attributes:
         magnitude: warped magnitude of the mixture, above zero.
-        targets: mask of each source, in [0, 1].
+        targets: masks in [0, 1] that the loss compares with. `mix` makes one a source. Objectives know of no sources,
+            so that there may be other targets, such as parts of the mixture, to which several masks are assigned.
         weight: weight of each bin in the loss.
     """
 
     magnitude: Float[Array, "B K T"]
-    targets: Float[Array, "B N K T"]
+    targets: Float[Array, "B S K T"]
     weight: Float[Array, "B K T"]
 
 

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     separator = Separator.load(options.model)
     waveform = read_recording(options.input, separator.sample_rate_hz)
     names = options.query or [f"source {n + 1}" for n in range(separator.config.model.num_learned_queries)]
-    separator.embed(options.query)
+    separator.embed(options.query)  # refuses a bad query before anything is written
     options.out.mkdir(parents=True, exist_ok=True)
     paths = output_paths(options.out, options.input.stem, names)
     separation = separator.separate(waveform, options.query, progress=True)

@@ -57,6 +57,7 @@ class Evaluation:
             self._reader = IMAGE.reader(self.config, records, "frames" if frames else "embeddings")
         else:
             self._reader = ClipReader(self.config.data, self.config.spectrogram, None)
+        self._length = self.config.spectrogram.hop_samples * (self.config.spectrogram.num_frames - 1)  # that is scored
         self._embedded_frames: dict[int, np.ndarray] = {}
 
     def read(self, drawn: Sequence[DrawnMixture]) -> Mixtures:
@@ -115,8 +116,7 @@ class Evaluation:
         return scores
 
     def _score(self, mixtures: Mixtures, estimate: np.ndarray) -> dict[str, np.ndarray]:
-        length = self.config.spectrogram.hop_samples * (self.config.spectrogram.num_frames - 1)
-        target, estimate = mixtures.sources[:, 0, :length], estimate[:, :length]
+        target, estimate = mixtures.sources[:, 0, : self._length], estimate[:, : self._length]
         return {name: np.asarray(metric.score(target, estimate)) for name, metric in METRICS.items()}
 
     def _ideal(self, mixtures: Mixtures) -> np.ndarray:
@@ -131,17 +131,22 @@ class Evaluation:
     def run(self, *, progress: bool = True) -> tuple[dict[str, dict], list[dict]]:
         """Summaries by way of estimation, and a row a mixture.
 
-        Mixtures with a silent source at the cut have no SDR; they are left out and counted as `skipped`.
+        Mixtures with a silent source where they are cut are left out of the summaries and counted as `skipped`: to
+        separate them means nothing, and where the target or all else is silent, there is no SDR.
 
         Raises:
-            InputError: every mixture has a silent source, or the model gives values that are no numbers.
+            InputError: every mixture has a silent source, or the model gives values that are not finite.
         """
         rows: list[dict] = []
+        audible: list[bool] = []  # whether all sources of a row are
         batches = [self.drawn[i : i + BATCH] for i in range(0, len(self.drawn), BATCH)]
         for drawn in tqdm(batches, desc="evaluate", unit="batch", disable=not progress):
-            scores = self.scores(self.read([*drawn, *[drawn[-1]] * (BATCH - len(drawn))]))
+            mixtures = self.read([*drawn, *[drawn[-1]] * (BATCH - len(drawn))])
+            scores = self.scores(mixtures)
             rows += [self._row(mixture, scores, i) for i, mixture in enumerate(drawn)]
-        return _summary(list(scores), rows), rows
+            audible += [bool(row.any(axis=-1).all()) for row in mixtures.sources[: len(drawn), :, : self._length]]
+        kept = [row for row, is_audible in zip(rows, audible, strict=True) if is_audible]
+        return _summary(list(scores), kept) | {"skipped": {"num": len(rows) - len(kept)}}, rows
 
     def _row(self, mixture: DrawnMixture, scores: Scores, number: int) -> dict:
         """The clips of a mixture by their ids, and its scores."""
@@ -161,15 +166,13 @@ def _column(estimate: str, metric: str) -> str:
 
 
 def _summary(estimates: Sequence[str], rows: Sequence[dict]) -> dict[str, dict]:
-    """Each metric's figures by way of estimation, over the mixtures that can be scored."""
-    kept = [row for row in rows if np.isfinite(row[_column("mixture", CHIEF)])]
-    if not kept:
+    """Each metric's figures by way of estimation."""
+    if not rows:
         raise InputError("Every mixture has a silent source where it is cut; there is nothing to score.")
-    broken = [name for name in estimates if not all(np.isfinite(row[_column(name, CHIEF)]) for row in kept)]
+    broken = [name for name in estimates if not all(np.isfinite(row[_column(name, CHIEF)]) for row in rows)]
     if broken:
-        raise InputError(f"The estimates by {', '.join(broken)} hold values that are no numbers; train again.")
-    summary = {
-        name: summarise({metric: np.array([row[_column(name, metric)] for row in kept]) for metric in METRICS})
+        raise InputError(f"The estimates by {', '.join(broken)} hold values that are not finite; train again.")
+    return {
+        name: summarise({metric: np.array([row[_column(name, metric)] for row in rows]) for metric in METRICS})
         for name in estimates
     }
-    return summary | {"skipped": {"num": len(rows) - len(kept)}}

@@ -1,4 +1,4 @@
-"""What every kind of query answers; `kinds.py` has the kinds."""
+"""What all kinds of queries have in common; the kinds themselves are in `kinds.py`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ class Kind:
         return ()
 
     def query_of(self, config: Config, records: RecordSet) -> QueryOf | None:
-        """How a record gives its query: a function of a record and of the pictures around a centre.
+        """The function that makes a training query of a record and the numbers of the pictures around a centre.
 
         Raises:
             InputError: the records cannot give such queries.
@@ -119,7 +119,7 @@ class Kind:
         return ClipReader(config.data, config.spectrogram, self.query_of(config, records))
 
     def of_step(self, query: np.ndarray, step: int) -> np.ndarray:
-        """The queries of a step, from what the reader gave."""
+        """The queries of a step, from those that the reader gave."""
         return query
 
     def batches(self, config: Config, records: RecordSet, split: str, **how: Any) -> Batches:
@@ -180,11 +180,11 @@ class Kind:
         return "best_mask" if self.scores_best_mask else self.name
 
     def query_of_label(self, label: str) -> str:
-        """What a user asks who looks for a label."""
+        """The query that a user would type to ask for a label."""
         return label
 
     def embed(self, query: Query, by: Embedder) -> Float32[np.ndarray, " Q"] | np.int32:
-        """What the model takes for a user's query.
+        """Turns a user's query into what the model takes: an embedding, or the number of a label.
 
         Raises:
             InputError: it does not take such a query.
@@ -194,7 +194,7 @@ class Kind:
     def embed_all(
         self, queries: Sequence[Query], by: Embedder
     ) -> Float32[np.ndarray, "N Q"] | Int32[np.ndarray, " N"] | None:
-        """What the model takes for several queries of a user; None where it takes none.
+        """The same for several queries, stacked; None for a model without queries.
 
         Raises:
             InputError: there is no query, or the model does not take one of them.

@@ -135,10 +135,10 @@ class Separator:
             progress: show a bar on stderr.
 
         Raises:
-            InputError: the recording is empty or holds values that are no numbers, or a query does not suit the model.
+            InputError: the recording is empty or holds values that are not finite, or a query does not suit the model.
         """
         if not len(waveform) or not np.isfinite(waveform).all():
-            raise InputError("The recording is empty or holds values that are no numbers; give one with sound.")
+            raise InputError("The recording is empty or holds values that are not finite; give one with sound.")
         embedded = self.embed(queries)
 
         def separate(chunks: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ def summarise_member(workdir: Path, varied: Mapping[str, float | int | str], sco
 
 
 def _given_up(workdir: Path) -> str:
-    """Since when the others went on without it."""
+    """The step at which training of this member ended early, such as "step 12"; else empty."""
     path = workdir / GIVEN_UP_NAME
     return f"step {json.loads(path.read_text('utf-8'))['step']}" if path.is_file() else ""
 

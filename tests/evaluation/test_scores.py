@@ -128,6 +128,23 @@ def test_the_best_of_three_masks_is_scored(tmp_path, clip_records):
     np.testing.assert_allclose(evaluation.scores(mixtures)["best_mask"]["sdr"], best, atol=1e-3)
 
 
+def test_mixtures_with_a_silent_source_are_left_out(trained, clip_records, monkeypatch):
+    """Also where another interferer is heard."""
+    evaluation = Evaluation(with_sources(Separator.load(trained), 3), RecordSet(clip_records), "test", num_mixtures=3)
+    read = evaluation.read
+
+    def with_silence(drawn):
+        mixtures = read(drawn)
+        mixtures.sources[1, 2] = 0
+        return mixtures
+
+    monkeypatch.setattr(evaluation, "read", with_silence)
+    summary, rows = evaluation.run(progress=False)
+    assert len(rows) == 3
+    assert summary["skipped"] == {"num": 1}
+    assert summary["text"]["sdr_mean"] == pytest.approx((rows[0]["text"] + rows[2]["text"]) / 2, rel=1e-5)
+
+
 def test_a_model_of_one_source_is_scored_on_two(trained, clip_records):
     evaluation = Evaluation(with_sources(Separator.load(trained), 1), RecordSet(clip_records), "test", 2)
     assert [len(mixture.clips) for mixture in evaluation.drawn] == [2, 2]
