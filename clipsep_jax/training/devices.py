@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -171,6 +172,12 @@ def put_batch(batch: T, mesh: Mesh) -> T:
     """Host arrays of this process's share -> device arrays of the global batch."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def put_numbers(tree: T, mesh: Mesh) -> T:
+    """Numbers, or arrays of them, that all processes hold -> arrays on every device."""
+    place = replicated(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, np.asarray(jnp.asarray(x))), tree)
 
 
 def put_ahead(batches: Iterable[T], mesh: Mesh) -> Iterator[T]:

@@ -41,10 +41,20 @@ class Optimizer:
         return self._transformation().update(gradients, state, params)
 
     def _transformation(self) -> optax.GradientTransformation:
-        return optax.chain(optax.clip_by_global_norm(self.max_gradient_norm), optax.adam(self.rate))
+        return optax.chain(optax.stateless(self._clip), optax.adam(self.rate))
+
+    def _clip(self, gradients: PyTree, params: PyTree) -> PyTree:
+        """`optax.clip_by_global_norm`, which takes no array for the largest norm where precisions differ."""
+        norm = optax.tree.norm(gradients)
+
+        def clip(gradient: Array) -> Array:
+            scaled = gradient / norm.astype(gradient.dtype) * jnp.asarray(self.max_gradient_norm, gradient.dtype)
+            return jnp.where(norm < self.max_gradient_norm, gradient, scaled)
+
+        return jax.tree.map(clip, gradients)
 
 
-def _line(first: Array, last: Array, length: Array, step: Array) -> Array:
+def _line(first: PyTree, last: PyTree, length: Array, step: Array) -> Array:
     """From `first` at step 0 to `last` at step `length`, constant outside."""
     rest = 1 - jnp.clip(step, 0, length) / length
     return (first - last) * rest + last

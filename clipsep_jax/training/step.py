@@ -16,7 +16,7 @@ from clipsep_jax.mixing import apply_gain, drop_closest, likeness_weight, mix
 from clipsep_jax.models.clipsep import CLIPSep, build_model
 from clipsep_jax.objectives import Objective, build_objective
 from clipsep_jax.structures import Batch, Loss, MaskLogits, Mixture
-from clipsep_jax.training.devices import replicated, state_sharding
+from clipsep_jax.training.devices import put_numbers, replicated, state_sharding
 from clipsep_jax.training.optimizer import Optimizer, build_optimizer
 
 Metrics = dict[str, Array]
@@ -93,7 +93,7 @@ class Trainer:
         self.mesh = mesh
         self.recipe = self._build_recipe()
         if isinstance(mesh, Mesh):  # once, rather than with every step
-            self.recipe = jax.device_put(self.recipe, replicated(mesh))
+            self.recipe = put_numbers(self.recipe, mesh)
         self.graphdef = nnx.graphdef(nnx.eval_shape(lambda: self._build_model(0)))
         whole = None if mesh is None else replicated(mesh)
         out = None if mesh is None else self.sharding(mesh)
