@@ -25,7 +25,7 @@ def random_queries(config: Config, num_queries: int) -> list[np.ndarray]:
     return list(rng.normal(size=(num_queries, config.model.query_size)).astype(np.float32))
 
 
-def random_sound(config: Config, seconds: float) -> Float32[np.ndarray, "L"]:
+def random_sound(config: Config, seconds: float) -> Float32[np.ndarray, " L"]:
     """Noise at the model's sample rate."""
     num_samples = round(seconds * config.spectrogram.sample_rate_hz)
     sound = np.random.default_rng(2).random(num_samples, dtype=np.float32)

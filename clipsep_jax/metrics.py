@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from clipsep_jax.structures import AnyArray
 
 
-def sdr(reference: Float[AnyArray, "*b L"], estimate: Float[AnyArray, "*b L"]) -> Float[Array, "*b"]:
+def sdr(reference: Float[AnyArray, "*b L"], estimate: Float[AnyArray, "*b L"]) -> Float[Array, " *b"]:
     """Signal-to-distortion ratio in dB: 10 log10(|s|^2 / |s - s_hat|^2).
 
     This is museval's SDR with one infinite window; mir_eval's (BSS Eval v3) allows a filter and differs by decibels.

@@ -28,7 +28,7 @@ def ratio_masks(magnitudes: Float[Array, "B N K T"]) -> Float[Array, "B N K T"]:
     return jnp.where(total > 0, magnitudes / jnp.where(total > 0, total, 1), 0)
 
 
-def pair_similarity(query: Float[Array, "B 2 Q"]) -> Float[Array, "B"]:
+def pair_similarity(query: Float[Array, "B 2 Q"]) -> Float[Array, " B"]:
     """Cosine of the query embeddings of each example's two sources."""
     unit = query / jnp.linalg.norm(query, axis=-1, keepdims=True)
     return jnp.sum(unit[:, 0] * unit[:, 1], axis=-1)
@@ -41,7 +41,7 @@ def drop_closest(batch: Batch, num_kept: int, active: Bool[Array, ""]) -> Batch:
     return jax.tree.map(lambda x: x[kept], batch)
 
 
-def likeness_weight(query: Float[Array, "B 2 Q"], active: Bool[Array, ""]) -> Float[Array, "B"]:
+def likeness_weight(query: Float[Array, "B 2 Q"], active: Bool[Array, ""]) -> Float[Array, " B"]:
     """Weight of each example by how alike its sources are: 1 up to a cosine of 0.5, falling to 0 at 1."""
     weight = jax.nn.relu(1 - 2 * jax.nn.relu(pair_similarity(query) - 0.5))
     return jnp.where(active, weight, 1.0)

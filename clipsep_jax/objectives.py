@@ -77,7 +77,7 @@ CRITERIA = {
 }
 
 
-def best_assignment(cost: Float[Array, "B P N"], most_exact: int = MOST_EXACT_SOURCES) -> Float[Array, "B"]:
+def best_assignment(cost: Float[Array, "B P N"], most_exact: int = MOST_EXACT_SOURCES) -> Float[Array, " B"]:
     """Least mean cost over the ways to give each of the N columns a row of its own, P >= N.
 
     Up to `most_exact` columns by trying all, above by the Hungarian algorithm.
@@ -90,7 +90,7 @@ def best_assignment(cost: Float[Array, "B P N"], most_exact: int = MOST_EXACT_SO
     return jax.vmap(lambda c, i, j: c[i, j].mean())(cost, rows, columns)
 
 
-def mean_activation(logits: Float[Array, "B M K T"]) -> Float[Array, "B"]:
+def mean_activation(logits: Float[Array, "B M K T"]) -> Float[Array, " B"]:
     """Mean over the bins of the sum of the masks, as the official code measures activity; between 0 and M."""
     return jax.nn.sigmoid(logits).sum(axis=1).mean(axis=(-2, -1))
 
@@ -111,7 +111,7 @@ class Weighted:
     def __call__(self, logits: MaskLogits, mixture: Mixture, step: Int[Array, ""]) -> Loss:
         return _loss(self.per_example(logits, mixture), logits)
 
-    def per_example(self, logits: MaskLogits, mixture: Mixture) -> Float[Array, "B"]:
+    def per_example(self, logits: MaskLogits, mixture: Mixture) -> Float[Array, " B"]:
         error = self.criterion.single(logits.query, mixture.targets)
         return (mixture.weight[:, None] * error).mean(axis=(1, 2, 3))
 

@@ -70,5 +70,5 @@ class Loss:
     """A scalar to minimise, its part per example (without batch-wide terms), and named scalars to log."""
 
     value: Float[Array, ""]
-    per_example: Float[Array, "B"]
+    per_example: Float[Array, " B"]
     metrics: dict[str, Float[Array, ""]]

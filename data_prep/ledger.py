@@ -49,7 +49,7 @@ def dbfs(level: float) -> float:
     return 20 * math.log10(level / 32768) if level else -math.inf
 
 
-def _rms(audio: Int16[np.ndarray, "L"]) -> float:
+def _rms(audio: Int16[np.ndarray, " L"]) -> float:
     return math.sqrt(np.square(audio, dtype=np.float64).mean())
 
 

@@ -23,7 +23,7 @@ def centre_range(num_frames: int, margin: int) -> tuple[int, int]:
     return margin + 1, num_frames - margin
 
 
-def crop_audio(audio: Int16[np.ndarray, "L"], centre_samples: int, num_samples: int) -> Int16[np.ndarray, "n"]:
+def crop_audio(audio: Int16[np.ndarray, " L"], centre_samples: int, num_samples: int) -> Int16[np.ndarray, " n"]:
     """`num_samples` around a centre: short audio is tiled, outside is silence, the last sample is always 0."""
     if len(audio) < num_samples:
         audio = np.tile(audio, num_samples // len(audio) + 1)
@@ -39,7 +39,7 @@ def centre_samples(centre: int, sample_rate_hz: int) -> int:
     return int((centre - 0.5) / FRAMES_PER_SECOND * sample_rate_hz)
 
 
-def pictures_around(centre: int, num_frames: int, count: int) -> Int16[np.ndarray, "R"]:
+def pictures_around(centre: int, num_frames: int, count: int) -> Int16[np.ndarray, " R"]:
     """Indices (from 0) of the `count` pictures around a centre (from 1), the outermost repeated at the ends."""
     indices = centre - 1 + np.arange(count) - count // 2
     return np.clip(indices, 0, num_frames - 1).astype(np.int16)

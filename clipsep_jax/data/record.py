@@ -54,7 +54,7 @@ class Record:
 
     id: str
     label: str
-    audio: Int16[np.ndarray, "L"]
+    audio: Int16[np.ndarray, " L"]
     frames: tuple[bytes, ...]
     frame_embeddings: Float32[np.ndarray, "num_frames Q"] | None = None
     still_picture: bool = False
@@ -126,7 +126,7 @@ def decode_record(data: bytes, *, with_frames: bool = True) -> Record:
 _FEATURES = {"id", "label", "audio", "encoding", "sample_rate_hz", "still_picture", "frames"}
 
 
-def _encode_audio(audio: Int16[np.ndarray, "L"], encoding: str) -> bytes:
+def _encode_audio(audio: Int16[np.ndarray, " L"], encoding: str) -> bytes:
     if encoding == "pcm16":
         return audio.astype("<i2", casting="equiv", copy=False).tobytes()
     import soundfile
@@ -137,7 +137,7 @@ def _encode_audio(audio: Int16[np.ndarray, "L"], encoding: str) -> bytes:
     return buffer.getvalue()
 
 
-def _decode_audio(data: bytes, encoding: bytes) -> Int16[np.ndarray, "L"]:
+def _decode_audio(data: bytes, encoding: bytes) -> Int16[np.ndarray, " L"]:
     if encoding == b"pcm16":
         return np.frombuffer(data, "<i2").astype(np.int16, copy=False)
     if encoding != b"flac":

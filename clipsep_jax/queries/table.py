@@ -50,7 +50,7 @@ class EmbeddingTable:
     def _rows(self) -> dict[str, int]:
         return {label: row for row, label in enumerate(self.labels)}
 
-    def lookup(self, label: str) -> Float32[np.ndarray, "Q"]:
+    def lookup(self, label: str) -> Float32[np.ndarray, " Q"]:
         """Give the embedding of a label.
 
         Raises:

@@ -200,7 +200,7 @@ class Trainer:
         }
         return TrainState(state.step + 1, skipped, *kept), metrics
 
-    def losses(self, state: TrainState, mixture: Mixture, query: Array | None, recipe: Recipe) -> Float[Array, "B"]:
+    def losses(self, state: TrainState, mixture: Mixture, query: Array | None, recipe: Recipe) -> Float[Array, " B"]:
         """The loss of each example, with the running statistics."""
         logits, _ = self.logits(state.params, state.batch_stats, mixture, query, training=False)
         return recipe.objective(logits, mixture, state.step).per_example

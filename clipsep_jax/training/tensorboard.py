@@ -54,7 +54,7 @@ class Board:
         image = Summary.Image(encoded_image_string=file.getvalue(), colorspace=4)
         self._write(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
 
-    def sound(self, name: str, step: int, wave: Float[np.ndarray, "L"], sample_rate_hz: int) -> None:
+    def sound(self, name: str, step: int, wave: Float[np.ndarray, " L"], sample_rate_hz: int) -> None:
         """A sound, clipped to [-1, 1]."""
         wave = np.clip(np.nan_to_num(wave), -1, 1)
         self._write(step=step, summary=summary.audio(name, wave, sample_rate=sample_rate_hz))

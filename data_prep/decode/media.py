@@ -82,7 +82,7 @@ class Decoded:
         still_picture: whether all decoded pictures are the same.
     """
 
-    audio: Float32[np.ndarray, "L"]
+    audio: Float32[np.ndarray, " L"]
     frames: tuple[bytes, ...]
     still_picture: bool
 
@@ -105,7 +105,7 @@ def decode(path: Path, *, pictures: bool, segment: Segment | None = None, max_se
     return _decode(path, pictures, segment, max_seconds, seek=False)
 
 
-def read_sound_of(path: Path) -> Float32[np.ndarray, "L"]:
+def read_sound_of(path: Path) -> Float32[np.ndarray, " L"]:
     """Decode the sound of a video or sound file: mono at 16 kHz, from the container's start.
 
     Raises:
@@ -121,7 +121,7 @@ def read_sound_of(path: Path) -> Float32[np.ndarray, "L"]:
         raise InputError(f"{path} cannot be decoded ({_sentence(error)}); convert it to MP4 or WAV.") from error
 
 
-def checked_audio(audio: Float32[np.ndarray, "L"]) -> Int16[np.ndarray, "L"]:
+def checked_audio(audio: Float32[np.ndarray, " L"]) -> Int16[np.ndarray, " L"]:
     """Convert to 16 bits; `Refused` where the audio is too short or silent."""
     if len(audio) < MIN_SECONDS * SAMPLE_RATE_HZ:
         refuse("too_short", f"{len(audio) / SAMPLE_RATE_HZ:.2f} s of audio, below {MIN_SECONDS} s")
@@ -338,7 +338,7 @@ class _Sound:
     def begins_late(self) -> bool:
         return self._offset_samples is None or self._offset_samples > 0
 
-    def finish(self) -> Float32[np.ndarray, "L"]:
+    def finish(self) -> Float32[np.ndarray, " L"]:
         if self._offset_samples is None:
             refuse("undecodable", "no audio could be decoded")
         self._gather(None)

@@ -28,11 +28,11 @@ class Parameters:
         """A value of [low, high) in one of the split's cells."""
         return float(self.several_between(low, high, 1)[0])
 
-    def several_between(self, low: Number, high: Number, count: int) -> Float[np.ndarray, "count"]:
+    def several_between(self, low: Number, high: Number, count: int) -> Float[np.ndarray, " count"]:
         """`count` independent values of [low, high), each in one of the split's cells."""
         fraction = (self.rng.choice(self._cells, count) + self.rng.random(count)) / NUM_CELLS
         return low + (high - low) * fraction
 
-    def pitches(self, low_hz: Number, high_hz: Number, count: int) -> Float[np.ndarray, "count"]:
+    def pitches(self, low_hz: Number, high_hz: Number, count: int) -> Float[np.ndarray, " count"]:
         """`count` independent frequencies in Hz, in the split's cells of the logarithmic range."""
         return np.exp(self.several_between(np.log(low_hz), np.log(high_hz), count))

@@ -56,7 +56,7 @@ Examples = tuple[np.ndarray, np.ndarray]  # what is embedded, and the kind of ea
 def train_mini_clip(
     folder: Path,
     pictures: Iterable[UInt8[np.ndarray, "224 224 3"]],
-    kinds: Int[np.ndarray, "n"],
+    kinds: Int[np.ndarray, " n"],
     names: Sequence[str],
     steps: int,
     seed: int = 0,
@@ -86,7 +86,7 @@ def train_mini_clip(
 
 
 def contrastive_loss(
-    queries: Float[Array, "B Q"], texts: Float[Array, "kinds Q"], kinds: Int[Array, "B"]
+    queries: Float[Array, "B Q"], texts: Float[Array, "kinds Q"], kinds: Int[Array, " B"]
 ) -> Float[Array, ""]:
     """Cross-entropy of a query's kind by its cosines with the texts, at a fixed temperature, plus a pull.
 
@@ -230,7 +230,7 @@ def _train_vision(
     model: Clip,
     prompts: Prompts,
     pictures: UInt8[np.ndarray, "n S S 3"],
-    kinds: Int[np.ndarray, "n"],
+    kinds: Int[np.ndarray, " n"],
     steps: int,
     rng: np.random.Generator,
 ) -> None:
@@ -282,7 +282,7 @@ def _shrink(picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "S S 3"]:
 
 
 def _shifted(
-    pictures: UInt8[np.ndarray, "n S S 3"], chosen: Int[np.ndarray, "B"], rng: np.random.Generator
+    pictures: UInt8[np.ndarray, "n S S 3"], chosen: Int[np.ndarray, " B"], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "B S S 3"]:
     """The chosen pictures, each shifted a little around its edges; so any position is seen, of training and testing."""
     shifts = rng.integers(-_MAX_SHIFT, _MAX_SHIFT + 1, (2, len(chosen), 1))

@@ -90,7 +90,7 @@ def train_toy_clip(folder: Path, steps: int, seed: int = 0) -> Path:
     return train_mini_clip(folder, _drawings(kinds, seed), kinds, KINDS, steps, seed)
 
 
-def _drawings(kinds: Int[np.ndarray, "n"], seed: int) -> Iterator[UInt8[np.ndarray, "224 224 3"]]:
+def _drawings(kinds: Int[np.ndarray, " n"], seed: int) -> Iterator[UInt8[np.ndarray, "224 224 3"]]:
     rng = np.random.default_rng([seed])
     for kind in kinds:
         yield draw(KINDS[kind], rng, "train")
@@ -126,7 +126,7 @@ class ClipMaker:
         return Record(source.id, label, _sixteen_bits(wave), tuple(_jpeg(frame) for frame in frames))
 
 
-def _sixteen_bits(wave: Float32[np.ndarray, "L"]) -> Int16[np.ndarray, "L"]:
+def _sixteen_bits(wave: Float32[np.ndarray, " L"]) -> Int16[np.ndarray, " L"]:
     return np.clip(np.rint(wave * 32768), -32768, 32767).astype(np.int16)
 
 

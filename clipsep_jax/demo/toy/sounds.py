@@ -18,10 +18,10 @@ OFF_SCREEN_DBFS = (-36.0, -28.0)
 PEAK_LIMIT = 0.9
 ROOM_NOISE = 1e-3  # of the RMS, so that pauses are not digital silence
 
-Wave = Float[np.ndarray, "L"]
+Wave = Float[np.ndarray, " L"]
 
 
-def synthesize(kind: str, rng: np.random.Generator, split: Split, num_samples: int) -> Float[np.ndarray, "L"]:
+def synthesize(kind: str, rng: np.random.Generator, split: Split, num_samples: int) -> Float[np.ndarray, " L"]:
     """A clip of one object's sound: float32 in [-0.9, 0.9], its RMS in `LOUDNESS_DBFS` (or less, where the peak
     would pass the limit)."""
     wave = _SYNTHESIZERS[kind](Parameters(rng, split), num_samples)
@@ -29,7 +29,7 @@ def synthesize(kind: str, rng: np.random.Generator, split: Split, num_samples: i
     return _at_level(wave, rng.uniform(*LOUDNESS_DBFS))
 
 
-def off_screen_noise(rng: np.random.Generator, num_samples: int) -> Float[np.ndarray, "L"]:
+def off_screen_noise(rng: np.random.Generator, num_samples: int) -> Float[np.ndarray, " L"]:
     """Float32 sound of something that no picture shows (wind, mains hum or a crowd), its RMS in `OFF_SCREEN_DBFS`."""
     make = (_wind, _hum, _crowd)[rng.integers(3)]
     return _at_level(make(rng, num_samples), rng.uniform(*OFF_SCREEN_DBFS))
@@ -82,7 +82,7 @@ def _wobble(rng: np.random.Generator, num_samples: int, rate_hz: Number) -> Wave
     return np.interp(_seconds(num_samples), knots, rng.uniform(-1, 1, num_knots))
 
 
-def _onsets(p: Parameters, num_samples: int, interval: tuple[float, float]) -> Int[np.ndarray, "E"]:
+def _onsets(p: Parameters, num_samples: int, interval: tuple[float, float]) -> Int[np.ndarray, " E"]:
     """Samples at which events start; every interval between two of them is drawn from `interval`, in seconds."""
     count = int(num_samples / SAMPLE_RATE_HZ / interval[0]) + 2
     gaps = p.several_between(*interval, count)
@@ -90,7 +90,7 @@ def _onsets(p: Parameters, num_samples: int, interval: tuple[float, float]) -> I
     return np.concatenate([[0], onsets[onsets < num_samples]])
 
 
-def _beats(p: Parameters, num_samples: int, interval: tuple[float, float]) -> Int[np.ndarray, "E"]:
+def _beats(p: Parameters, num_samples: int, interval: tuple[float, float]) -> Int[np.ndarray, " E"]:
     """As `_onsets`, but in a steady rhythm, with a little human unevenness."""
     gap = p.between(*interval)
     count = int(num_samples / SAMPLE_RATE_HZ / gap)
@@ -99,7 +99,7 @@ def _beats(p: Parameters, num_samples: int, interval: tuple[float, float]) -> In
     return onsets[onsets < num_samples]
 
 
-def _envelope(onsets: Int[np.ndarray, "E"], num_samples: int, attack_s: float, release_s: float) -> Wave:
+def _envelope(onsets: Int[np.ndarray, " E"], num_samples: int, attack_s: float, release_s: float) -> Wave:
     """Notes that follow each other: each rises within `attack_s`, and falls within `release_s` before the next."""
     lengths = np.diff(onsets, append=num_samples)
     since = (np.arange(num_samples) - np.repeat(onsets, lengths)) / SAMPLE_RATE_HZ
@@ -107,12 +107,12 @@ def _envelope(onsets: Int[np.ndarray, "E"], num_samples: int, attack_s: float, r
     return np.clip(since / attack_s, 0, 1) * np.clip(until / release_s, 0, 1)
 
 
-def _each(values: Float[np.ndarray, "E"], onsets: Int[np.ndarray, "E"], num_samples: int) -> Wave:
+def _each(values: Float[np.ndarray, " E"], onsets: Int[np.ndarray, " E"], num_samples: int) -> Wave:
     """The value of the note that sounds at each sample."""
     return np.repeat(values, np.diff(onsets, append=num_samples))
 
 
-def _add_at(onsets: Int[np.ndarray, "E"], sounds: list[Float[np.ndarray, "_"]], num_samples: int) -> Wave:
+def _add_at(onsets: Int[np.ndarray, " E"], sounds: list[Float[np.ndarray, " _"]], num_samples: int) -> Wave:
     """The sum of short sounds, each from its onset; event i gets sound i modulo their number."""
     longest = max(len(sound) for sound in sounds)
     wave = np.zeros(num_samples + longest)
