@@ -231,9 +231,9 @@ def _prepare(options: argparse.Namespace, inputs: "list[Input]", read: "Reader",
 
     encoder = None
     if getattr(options, "clip", None):
-        from clipsep_jax.encoders.clip import load_clip
+        from clipsep_jax.encoders.registry import load_encoder
 
-        encoder = load_clip(options.clip)  # before the long work
+        encoder = load_encoder(options.clip)  # before the long work
     try:
         manifest = write_records(
             inputs,

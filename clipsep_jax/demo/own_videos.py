@@ -8,7 +8,7 @@ import numpy as np
 from clipsep_jax.data.record import decode_frame
 from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.demo.toy.mini_clip import train_mini_clip
-from clipsep_jax.encoders.clip import load_clip
+from clipsep_jax.encoders.registry import load_encoder
 from clipsep_jax.errors import InputError
 
 ENCODER_STEPS = 600
@@ -32,7 +32,7 @@ def prepare_own_videos(videos: Path, out: Path, labels: Path | None, clip: str |
         clip = str(out.with_name("encoder"))
         if not manifest_in_hand(out):  # half embedded by it already
             _train_mini_clip(RecordSet(out), Path(clip))
-    embed_record_set(out, load_clip(clip))
+    embed_record_set(out, load_encoder(clip))
 
 
 def _train_mini_clip(records: RecordSet, folder: Path) -> None:

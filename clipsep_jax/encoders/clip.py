@@ -1,7 +1,6 @@
 """CLIP as a frozen encoder of pictures and texts, read from and written as Hugging Face folders."""
 
 import hashlib
-import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,31 +12,25 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int, Int32, PyTree, UInt8
+from jaxtyping import Array, Float, Float32, Int, Int32, PyTree
 
-from clipsep_jax.encoders.base import embed_in_batches
+from clipsep_jax.encoders.base import Encoder
 from clipsep_jax.encoders.clip_network import ACTIVATIONS, CLIP_RULES, Clip, ClipConfig, TextConfig, VisionConfig
-from clipsep_jax.encoders.pixels import PictureConfig, preprocess
+from clipsep_jax.encoders.pixels import PictureConfig
 from clipsep_jax.errors import InputError, InputWarning
-from clipsep_jax.files import staged_folder
+from clipsep_jax.files import read_json, staged_folder, write_json
 from clipsep_jax.hub import CONFIG_FILE, PICTURES_FILE, resolve_model_folder
-from clipsep_jax.tensors import WEIGHTS_FILE, export_tensors, load_tensors, read_tensors
+from clipsep_jax.tensors import WEIGHTS_FILE, export_tensors, load_tensors, read_tensors, write_tensors
 
 # What the pictures of every CLIP go through; 3 is Pillow's number of bicubic resizing.
 _PICTURES = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
 
 
 @dataclass(frozen=True, eq=False)
-class ClipEncoder:
-    """A frozen CLIP with its picture settings and its tokenizer; `load_clip` makes it.
+class ClipEncoder(Encoder):
+    """A frozen CLIP with its tokenizer; `load_clip` makes it.
 
-    `encode_images` and `encode_texts` are pure: pass `state` as an argument of the jitted function that calls them,
-    so that the weights are no constants of the program.
-
-    Attributes:
-        name: what it was loaded by.
-        folder: where its files are.
-        state: its weights.
+    `encode_texts` is pure, as `encode_images` is.
     """
 
     name: str
@@ -72,26 +65,18 @@ class ClipEncoder:
         """
         return _read_tokenizer(self.folder, self.config.text)
 
-    def encode_images(self, state: PyTree, frames: UInt8[Array, "B H W 3"]) -> Float[Array, "B Q"]:
-        """Embed pictures of any size, on the device; the result has no unit length."""
-        pixels = preprocess(frames, self.image_size, self.pictures)
-        return nnx.merge(self.graphdef, state).image_features(pixels)
+    def features(self, model: nnx.Module, pixels: Float[Array, "B S S 3"]) -> Float[Array, "B Q"]:
+        """The embeddings of normalised pictures."""
+        assert isinstance(model, Clip)
+        return model.image_features(pixels)
 
     def encode_texts(self, state: PyTree, ids: Int[Array, "B P"]) -> Float[Array, "B Q"]:
         """Embed token ids; the result has no unit length."""
         return nnx.merge(self.graphdef, state).text_features(ids)
 
     @cached_property
-    def _encode_images(self) -> Callable[..., Array]:
-        return jax.jit(self.encode_images)
-
-    @cached_property
     def _encode_texts(self) -> Callable[..., Array]:
         return jax.jit(self.encode_texts)
-
-    def embed_frames(self, frames: UInt8[np.ndarray, "B H W 3"], batch_size: int = 32) -> Float32[np.ndarray, "B Q"]:
-        """Embed pictures from the host; every batch is filled up to `batch_size`, so it compiles once."""
-        return self._in_batches(self._encode_images, frames, batch_size)
 
     def embed_text(self, texts: Sequence[str], batch_size: int = 8) -> Float32[np.ndarray, "B Q"]:
         """Embed texts from the host, with a warning for each that is too long and was cut."""
@@ -111,9 +96,6 @@ class ClipEncoder:
             whole = row if len(row) <= limit else [*row[: limit - 1], row[-1]]
             target[: len(whole)] = whole
         return ids, [len(row) > limit for row in rows]
-
-    def _in_batches(self, encode: Callable[..., Array], rows: np.ndarray, batch_size: int) -> np.ndarray:
-        return embed_in_batches(encode, self.state, rows, self.query_size, batch_size)
 
 
 def load_clip(name_or_path: str) -> ClipEncoder:
@@ -140,8 +122,6 @@ def save_clip(
     image_std: Sequence[float],
 ) -> None:
     """Write a CLIP as a Hugging Face folder."""
-    from safetensors.numpy import save
-
     size = config.vision.image_size
     tokens = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     settings = {
@@ -161,10 +141,10 @@ def save_clip(
         "image_std": list(image_std),
     }
     with staged_folder(folder) as staging:
-        (staging / CONFIG_FILE).write_text(json.dumps(settings, indent=2))
-        (staging / PICTURES_FILE).write_text(json.dumps(pictures, indent=2))
+        write_json(staging / CONFIG_FILE, settings)
+        write_json(staging / PICTURES_FILE, pictures)
         tokenizer.save_pretrained(staging)
-        (staging / WEIGHTS_FILE).write_bytes(save(export_tensors(model, CLIP_RULES), metadata={"format": "pt"}))
+        write_tensors(staging / WEIGHTS_FILE, export_tensors(model, CLIP_RULES), {"format": "pt"})
 
 
 def read_config(folder: Path) -> ClipConfig:
@@ -240,13 +220,7 @@ def _colours(values: dict, name: str, least: float, path: Path) -> tuple[float, 
 def _read_json(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"{path} is missing; give a folder with a whole model.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error}); fetch it again.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is damaged (it is no table); fetch it again.")
-    return values
+    return read_json(path, "is damaged (it is no JSON table); fetch it again.", dict)
 
 
 def _read_tokenizer(folder: Path, config: TextConfig) -> Any:

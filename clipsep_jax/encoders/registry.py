@@ -7,17 +7,33 @@
 PLACE is a folder or a Hugging Face id; of a ResNet-18 also a file (see `load_resnet`).
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from clipsep_jax.encoders.clip import ClipEncoder, load_clip
-from clipsep_jax.encoders.resnet import ResnetEncoder, load_resnet
+from clipsep_jax.encoders.base import Encoder
+from clipsep_jax.encoders.clip import load_clip
+from clipsep_jax.encoders.resnet import load_resnet
 from clipsep_jax.errors import InputError
 from clipsep_jax.hub import copy_folder
 
-_CLIP = "clip"
-_RESNET_PICTURES = {"resnet18": "imagenet", "resnet18-clip": "clip"}
-KINDS = (_CLIP, *_RESNET_PICTURES)
+_CLIP = "clip"  # where a name has no kind
+
+
+@dataclass(frozen=True)
+class _Kind:
+    load: Callable[[str], Encoder]  # from its place
+    copy: Callable[[str, Path], None]  # from its place into a folder
+
+
+_KINDS = {
+    _CLIP: _Kind(load_clip, lambda place, folder: copy_folder(Path(place), folder)),
+    "resnet18": _Kind(load_resnet, lambda place, folder: load_resnet(place).save(folder)),
+    "resnet18-clip": _Kind(
+        lambda place: load_resnet(place, "clip"), lambda place, folder: load_resnet(place).save(folder)
+    ),
+}
+KINDS = tuple(_KINDS)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -32,20 +48,16 @@ def moved_name(name: str, place: Path) -> str:
     return str(place) if kind == _CLIP else f"{kind}:{place}"
 
 
-def load_encoder(name: str) -> ClipEncoder | ResnetEncoder:
+def load_encoder(name: str) -> Encoder:
     """Load an encoder by its name; a local place becomes absolute in the name that the encoder keeps.
 
     Raises:
         InputError: the name is of no known kind, or its files are missing, damaged or of another network.
     """
     kind, place = split_name(name)
-    if kind in _RESNET_PICTURES:
-        kept = moved_name(name, Path(place).resolve()) if Path(place).exists() else name
-        return replace(load_resnet(place, _RESNET_PICTURES[kind]), name=kept)
-    if ":" in place and not Path(place).is_dir():
-        known = ", ".join(f"{kind}:" for kind in KINDS)
-        raise InputError(f"'{name}' begins with no kind of encoder; the kinds are {known}.")
-    return load_clip(place)
+    if kind == _CLIP and ":" in place and not Path(place).is_dir():
+        raise InputError(f"'{name}' begins with no kind of encoder; the kinds are {', '.join(f'{k}:' for k in KINDS)}.")
+    return _KINDS[kind].load(place)
 
 
 def copy_encoder(name: str, folder: Path) -> None:
@@ -55,9 +67,5 @@ def copy_encoder(name: str, folder: Path) -> None:
         InputError: its files are damaged or incomplete.
     """
     kind, place = split_name(name)
-    if not Path(place).exists():
-        return
-    if kind == _CLIP:
-        copy_folder(Path(place), folder)
-    else:
-        load_resnet(place).save(folder)
+    if Path(place).exists():
+        _KINDS[kind].copy(place, folder)

@@ -1,7 +1,7 @@
 """The picture encoder of Sound of Pixels: a frozen ResNet-18 whose last stage is dilated, max-pooled over space."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +10,10 @@ from typing import NoReturn
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, PyTree, UInt8
+from jaxtyping import Array, Float, PyTree
 
-from clipsep_jax.encoders.base import NoTextError, embed_in_batches
-from clipsep_jax.encoders.pixels import PictureConfig, preprocess
+from clipsep_jax.encoders.base import Encoder, NoTextError
+from clipsep_jax.encoders.pixels import PictureConfig
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import staged_folder
 from clipsep_jax.hub import resolve_model_folder
@@ -25,6 +25,7 @@ from clipsep_jax.tensors import (
     load_tensors,
     read_tensors,
     read_torch_tensors,
+    write_tensors,
 )
 
 IMAGE_SIZE = 224
@@ -157,17 +158,8 @@ def _stage(num_inputs: int, num_outputs: int, stride: int, dilation: int, rngs: 
 
 
 @dataclass(frozen=True, eq=False)
-class ResnetEncoder:
-    """A frozen dilated ResNet-18 with its picture settings; `load_resnet` makes it.
-
-    `encode_images` is pure: pass `state` as an argument of the jitted function that calls it, so that the weights
-    are no constants of the program.
-
-    Attributes:
-        name: what it was loaded by.
-        folder: where its weights are.
-        state: its weights.
-    """
+class ResnetEncoder(Encoder):
+    """A frozen dilated ResNet-18; `load_resnet` makes it."""
 
     name: str
     folder: Path
@@ -179,6 +171,11 @@ class ResnetEncoder:
     def query_size(self) -> int:
         """Size Q of an embedding."""
         return QUERY_SIZE
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the square picture that the network sees."""
+        return IMAGE_SIZE
 
     @cached_property
     def sha256(self) -> str:
@@ -192,20 +189,12 @@ class ResnetEncoder:
     def _tensors(self) -> dict[str, np.ndarray]:
         return export_tensors(nnx.merge(self.graphdef, self.state), TORCHVISION_RULES)
 
-    def encode_images(self, state: PyTree, frames: UInt8[Array, "B H W 3"]) -> Float[Array, "B Q"]:
-        """Embed pictures of any size, on the device: the largest value of each feature over the picture."""
-        pixels = preprocess(frames, IMAGE_SIZE, self.pictures)
-        return nnx.merge(self.graphdef, state)(pixels).max(axis=(1, 2))
+    def features(self, model: nnx.Module, pixels: Float[Array, "B S S 3"]) -> Float[Array, "B Q"]:
+        """The largest value of each feature over the picture."""
+        assert isinstance(model, DilatedResnet18)
+        return model(pixels).max(axis=(1, 2))
 
-    @cached_property
-    def _encode_images(self) -> Callable[..., Array]:
-        return jax.jit(self.encode_images)
-
-    def embed_frames(self, frames: UInt8[np.ndarray, "B H W 3"], batch_size: int = 32) -> Float32[np.ndarray, "B Q"]:
-        """Embed pictures from the host; every batch is filled up to `batch_size`, so it compiles once."""
-        return embed_in_batches(self._encode_images, self.state, frames, QUERY_SIZE, batch_size)
-
-    def embed_text(self, texts: Sequence[str]) -> NoReturn:
+    def embed_text(self, texts: Sequence[str], batch_size: int = 8) -> NoReturn:
         """Refuse, with a NoTextError."""
         raise NoTextError(
             f"{self.name} is a Sound-of-Pixels encoder, which takes pictures and no text; give a picture."
@@ -213,10 +202,8 @@ class ResnetEncoder:
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors`, under torchvision's names, into a folder that `load_resnet` reads."""
-        from safetensors.numpy import save
-
         with staged_folder(folder) as staging:
-            (staging / WEIGHTS_FILE).write_bytes(save(self._tensors(), metadata={"format": "pt"}))
+            write_tensors(staging / WEIGHTS_FILE, self._tensors(), {"format": "pt"})
 
 
 def load_resnet(place: str, pictures: str = "imagenet") -> ResnetEncoder:
@@ -237,7 +224,9 @@ def load_resnet(place: str, pictures: str = "imagenet") -> ResnetEncoder:
         rules = HUGGING_FACE_RULES
     model = nnx.eval_shape(lambda: DilatedResnet18(nnx.Rngs(0)))
     load_tensors(model, tensors, rules, str(path))
-    return ResnetEncoder(place, path.parent, PICTURES[pictures], *nnx.split(model))
+    kind = "resnet18" if pictures == "imagenet" else f"resnet18-{pictures}"
+    name = f"{kind}:{Path(place).resolve() if Path(place).exists() else place}"
+    return ResnetEncoder(name, path.parent, PICTURES[pictures], *nnx.split(model))
 
 
 def _read(place: str) -> tuple[Path, Mapping[str, np.ndarray]]:

@@ -266,11 +266,8 @@ def _encoder_info(name: str, system: str, query_size: int) -> EncoderInfo:
     if split_name(name)[0] != kind:
         raise InputError(f"{name} is no encoder for {system}, which takes one of the kind {kind}:PLACE.")
     encoder = load_encoder(name)
-    if encoder.query_size != query_size:
-        raise InputError(
-            f"{name} makes embeddings of size {encoder.query_size}, but the checkpoint takes {query_size}; "
-            "give the encoder that it was trained with."
-        )
+    otherwise = f", but the checkpoint takes {query_size}; give the encoder that it was trained with."
+    encoder.check_query_size(query_size, otherwise)
     return EncoderInfo(encoder.name, encoder.sha256, encoder.query_size)
 
 

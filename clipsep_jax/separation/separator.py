@@ -12,9 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, Int32, PyTree
 
 from clipsep_jax.config import Config, SpectrogramConfig
-from clipsep_jax.encoders.clip import ClipEncoder
+from clipsep_jax.encoders.base import Encoder
 from clipsep_jax.encoders.registry import load_encoder
-from clipsep_jax.encoders.resnet import ResnetEncoder
 from clipsep_jax.errors import InputError
 from clipsep_jax.model_dir import TABLE_FILE, ModelDir, open_model_dir
 from clipsep_jax.queries.base import Embedder, Query
@@ -63,18 +62,18 @@ class Separator:
         return cls(open_model_dir(path))
 
     @cached_property
-    def encoder(self) -> ClipEncoder | ResnetEncoder:
+    def encoder(self) -> Encoder:
         """The query encoder; loaded when it is first needed.
 
         Raises:
             InputError: it cannot be found, or its embeddings have another size than the model takes.
         """
         encoder = load_encoder(self.model_dir.encoder_name)
-        if encoder.query_size != self.config.model.query_size:
-            raise InputError(
-                f"{encoder.name} makes embeddings of size {encoder.query_size}, but {self.model_dir.folder} takes "
-                f"{self.config.model.query_size}; it is not the encoder that the model was trained with."
-            )
+        size = self.config.model.query_size
+        otherwise = (
+            f", but {self.model_dir.folder} takes {size}; it is not the encoder that the model was trained with."
+        )
+        encoder.check_query_size(size, otherwise)
         if self.model_dir.encoder and encoder.sha256 != self.model_dir.encoder.sha256:
             raise InputError(
                 f"{encoder.name} has other weights than the encoder that {self.model_dir.folder} was trained with; "

@@ -12,9 +12,8 @@ from jaxtyping import Array
 from clipsep_jax.config import Config
 from clipsep_jax.data.batches import Batches
 from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, EncoderInfo, RecordSet
-from clipsep_jax.encoders.clip import ClipEncoder
+from clipsep_jax.encoders.base import Encoder
 from clipsep_jax.encoders.registry import load_encoder, split_name
-from clipsep_jax.encoders.resnet import ResnetEncoder
 from clipsep_jax.errors import InputError
 from clipsep_jax.queries.base import Kind
 from clipsep_jax.queries.kinds import kind_of
@@ -56,16 +55,13 @@ class Run:
     def _build_trainer(self, encode: Callable[[Any, Array], Array] | None) -> Trainer:
         return Trainer(self.config, encode=encode, mesh=self.mesh)
 
-    def _load_encoder(self) -> ClipEncoder | ResnetEncoder | None:
+    def _load_encoder(self) -> Encoder | None:
         if self.config.query.source != "frames":
             return None
         assert self.encoder is not None
         encoder = load_encoder(self.encoder.name)
-        if encoder.query_size != self.config.model.query_size:
-            raise InputError(
-                f"{self.encoder.name} makes embeddings of size {encoder.query_size}; "
-                f"set --config.model.query_size={encoder.query_size}."
-            )
+        otherwise = f"; set --config.model.query_size={encoder.query_size}."
+        encoder.check_query_size(self.config.model.query_size, otherwise)
         return encoder
 
     def _batches(self, split: str, kind: Kind, *, training: bool) -> Batches:

@@ -13,9 +13,10 @@ from PIL import Image
 from clipsep_jax.data.record import Record
 from clipsep_jax.data_prep.ledger import Rejection
 from clipsep_jax.data_prep.sources.inputs import Input
+from clipsep_jax.encoders.base import Encoder
 
 
-class FakeEncoder:
+class FakeEncoder(Encoder):
     """Embeds a picture as its mean color, a text as its length; remembers the shapes it was given."""
 
     name = "fake"
