@@ -32,3 +32,11 @@ def test_the_package_imports_light():
     code = f"import sys, clipsep_jax, clipsep_jax.cli.main; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"
+
+
+def test_the_map_names_what_is_there():
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 30
+    for name in named:
+        places = [ROOT, ROOT / "clipsep_jax", ROOT / "clipsep_jax" / "training", ROOT / "data_prep"]
+        assert any((place / name).exists() for place in places), name
