@@ -20,17 +20,13 @@ import numpy as np
 
 from benchmarks.machine import machine, one_core
 from benchmarks.train_step import seconds_of
-from clipsep_jax.data_prep.decode import media
+from clipsep_jax.data_prep.decode import media, pictures, sound
 from clipsep_jax.data_prep.sources.videos import find_videos, read_video
 from clipsep_jax.data_prep.writer import PoolRunner, write_records
 
 SIDE = 256
 RATE_HZ = 44_100
-STAGES = {
-    "decoding": "_frames",
-    "resampling": "_gather",
-    "pictures": "_encode_jpeg",
-}  # functions of media.py
+STAGES = {"decoding": media._frames, "resampling": sound.Sound._gather, "pictures": pictures._encode_jpeg}
 
 
 def moving_pictures(number: int, count: int) -> Iterator[np.ndarray]:
@@ -73,10 +69,11 @@ def make_clip(path: Path, number: int, seconds: int, fps: int = 10) -> None:
 def stage_seconds(profile: cProfile.Profile) -> dict[str, float]:
     """Cumulative seconds of each of STAGES."""
     functions = pstats.Stats(profile).get_stats_profile().func_profiles
-    for name in STAGES.values():
-        if functions[name].file_name != media.__file__:
-            raise ValueError(f"{functions[name].file_name} has a function {name} too")
-    return {stage: functions[name].cumtime for stage, name in STAGES.items()}
+    for function in STAGES.values():
+        file_name = functions[function.__name__].file_name
+        if file_name != function.__code__.co_filename:
+            raise ValueError(f"{file_name} has a function {function.__name__} too")
+    return {stage: functions[function.__name__].cumtime for stage, function in STAGES.items()}
 
 
 def prepare(folder: Path, out: Path) -> None:

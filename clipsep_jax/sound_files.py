@@ -1,41 +1,64 @@
-"""Reading and writing recordings."""
+"""Reading the sound of files, and writing sounds."""
 
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
 
+from clipsep_jax.config import SAMPLE_RATE_HZ
+from clipsep_jax.data_prep.decode.limits import MAX_FILE_SECONDS, check_is_file
+from clipsep_jax.data_prep.decode.media import decode
+from clipsep_jax.data_prep.decode.refusal import Refused, refuse
+from clipsep_jax.data_prep.decode.sound import check_finite
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import atomic_write
 
-SOUND_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".aif", ".aiff"}
+LIBSNDFILE_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".aif", ".aiff"}  # FFmpeg reads the others
+
+# What to do about a file that is refused, by the reason.
+_ADVICE = {
+    "missing": "give a sound or video file",
+    "no_audio": "give a recording with sound",
+    "oversize": "cut it into shorter files",
+    "undecodable": "export it again, as WAV or MP4",
+}
 
 
-def read_sound(path: Path, sample_rate_hz: int) -> Float32[np.ndarray, " L"]:
-    """A sound file (wav, flac, mp3, ogg, aiff) as mono samples at a rate: the mean of its channels, resampled.
+def read_sound(path: Path) -> Float32[np.ndarray, " L"]:
+    """Read the sound of a sound or video file: mono (the mean of its channels) at 16 kHz, finite.
+
+    The reasons and sentences of what is refused are those of `clipsep prepare` (docs/records.md).
 
     Raises:
-        InputError: the file is missing, empty, or no such sound.
+        InputError: the file is missing, has no sound, is too long, or cannot be decoded.
     """
+    try:
+        if path.suffix.lower() in LIBSNDFILE_SUFFIXES:
+            return _read_by_libsndfile(path)
+        return decode(path, pictures=False, max_seconds=MAX_FILE_SECONDS).audio
+    except Refused as refusal:
+        advice = _ADVICE[refusal.reason]
+        raise InputError(f"{path} cannot be read as sound: {refusal.detail}; {advice}.") from refusal
+
+
+def _read_by_libsndfile(path: Path) -> Float32[np.ndarray, " L"]:
     import librosa
     import soundfile
 
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; give a sound or video file.")
     try:
+        check_is_file(path)
         samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as sound ({error}); convert it to wav first.") from error
+    except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
+        refuse("undecodable", f"it cannot be decoded: {str(error).rstrip('.')}")
     if not len(samples):
-        raise InputError(f"{path} holds no samples; give a recording with sound.")
+        refuse("no_audio", "it holds no samples")
     mono = samples.mean(axis=1)
-    if not np.isfinite(mono).all():
-        raise InputError(f"{path} holds samples that are no numbers; export it again.")
-    return np.asarray(librosa.resample(mono, orig_sr=rate_hz, target_sr=sample_rate_hz), np.float32)
+    check_finite(mono)
+    return np.asarray(librosa.resample(mono, orig_sr=rate_hz, target_sr=SAMPLE_RATE_HZ), np.float32)
 
 
 def write_sound(path: Path, waveform: Float32[np.ndarray, " L"], sample_rate_hz: int) -> None:
-    """Writes a 16-bit wav file, whole or not at all; samples outside [-1, 1] are clipped."""
+    """Write a 16-bit wav file, whole or not at all; samples outside [-1, 1] are clipped."""
     import soundfile
 
     with atomic_write(path) as file:

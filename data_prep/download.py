@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from clipsep_jax.data_prep.decode.media import MAX_FILE_BYTES
+from clipsep_jax.data_prep.decode.limits import MAX_FILE_BYTES
 from clipsep_jax.data_prep.sources import music
 from clipsep_jax.data_prep.sources.videos import VIDEO_SUFFIXES
 from clipsep_jax.errors import InputError

@@ -21,12 +21,12 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     """Separates one file and prints the paths of what it writes."""
-    from clipsep_jax.separation.files import output_paths, read_recording
+    from clipsep_jax.separation.files import output_paths
     from clipsep_jax.separation.separator import Separator
-    from clipsep_jax.sound_files import write_sound
+    from clipsep_jax.sound_files import read_sound, write_sound
 
     separator = Separator.load(options.model)
-    waveform = read_recording(options.input, separator.sample_rate_hz)
+    waveform = read_sound(options.input)
     names = options.query or [f"source {n + 1}" for n in range(separator.config.model.num_learned_queries)]
     separator.embed(options.query)  # refuses a bad query before anything is written
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,19 +1,7 @@
-"""Recordings in, and the names of the files that come out."""
+"""The names of the files that separation writes."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-
-def read_recording(path: Path, sample_rate_hz: int) -> Any:
-    """The mono sound of a sound or video file."""
-    from clipsep_jax.sound_files import SOUND_SUFFIXES, read_sound
-
-    if path.suffix.lower() in SOUND_SUFFIXES or not path.is_file():
-        return read_sound(path, sample_rate_hz)
-    from clipsep_jax.data_prep.decode.media import read_sound_of
-
-    return read_sound_of(path)
 
 
 def output_paths(folder: Path, name: str, queries: Sequence[str]) -> list[Path]:

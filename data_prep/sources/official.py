@@ -8,15 +8,11 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from clipsep_jax.data.record import Record
-from clipsep_jax.data_prep.decode.media import (
-    MAX_PIXELS,
-    MAX_SECONDS,
-    checked_audio,
-    decode,
-    outcome,
-    refuse,
-    square_jpeg,
-)
+from clipsep_jax.data_prep.decode.limits import MAX_PIXELS, MAX_SECONDS
+from clipsep_jax.data_prep.decode.media import decode
+from clipsep_jax.data_prep.decode.pictures import square_jpeg
+from clipsep_jax.data_prep.decode.refusal import outcome, refuse
+from clipsep_jax.data_prep.decode.sound import checked_audio
 from clipsep_jax.data_prep.ledger import Rejection
 from clipsep_jax.data_prep.sources.inputs import SPLITS, FrameFolder, Input, check_folder, path_below, read_rows
 from clipsep_jax.errors import InputError

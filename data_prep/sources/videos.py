@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from clipsep_jax.data.record import Record
-from clipsep_jax.data_prep.decode.media import checked_audio, decode, outcome, refuse
+from clipsep_jax.data_prep.decode.media import decode
+from clipsep_jax.data_prep.decode.refusal import outcome, refuse
+from clipsep_jax.data_prep.decode.sound import checked_audio
 from clipsep_jax.data_prep.ledger import Rejection
 from clipsep_jax.data_prep.sources.inputs import Input, check_folder, read_table, walk
 

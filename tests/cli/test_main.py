@@ -125,7 +125,11 @@ def test_bad_sound_files_are_refused(trained, tmp_path, capsys):
     soundfile.write(empty, np.zeros((0, 1)), 16_000)
     text.write_text("this is no sound")
     out = tmp_path / "out"
-    for path, message in ((empty, "no samples"), (text, "cannot be read as sound"), (tmp_path / "no.wav", "not exist")):
+    for path, message in (
+        (empty, "no samples"),
+        (text, "cannot be read as sound"),
+        (tmp_path / "no.wav", "no such file"),
+    ):
         said = refuses(capsys, "separate", str(path), "--model", str(trained), "--query", "x", "--out", str(out))
         assert message in said
         assert str(path) in said

@@ -4,15 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from clipsep_jax.data.record import Record, decode_frame
-from clipsep_jax.data_prep.decode import media
-from clipsep_jax.data_prep.decode.media import crop_square, read_sound_of
+from clipsep_jax.data_prep.decode import limits, media
 from clipsep_jax.data_prep.ledger import Rejection
 from clipsep_jax.data_prep.sources.inputs import Input, Segment
 from clipsep_jax.data_prep.sources.videos import read_video
 from clipsep_jax.errors import InputError
+from clipsep_jax.sound_files import read_sound
 from tests.data_prep.bad_files import PLAYLISTS, watched_file
 from tests.data_prep.made_media import assert_same_sound, grey_pictures, make_video, sweep, tone
 
@@ -116,39 +115,6 @@ def test_loud_float_sound_is_clipped_and_nan_is_refused(tmp_path):
     assert refusal(broken) == Rejection("undecodable", "its audio holds NaN or infinity")
 
 
-def test_the_sound_of_a_video_alone(tmp_path):
-    both = make_video(tmp_path / "a.mp4", tone(2.0), grey_pictures(20))
-    sound = read_sound_of(both)
-    assert sound.dtype == np.float32
-    np.testing.assert_array_equal(np.rint(sound * 32768).astype(np.int16), read(both).audio)
-    bare = make_video(tmp_path / "b.mkv", tone(0.5, 16_000, gains=(0.4,)), rate=16_000)
-    np.testing.assert_allclose(read_sound_of(bare), expected_tone(8_000, 0.4), atol=1e-4)
-
-
-def test_a_video_without_usable_sound_is_an_input_error(tmp_path):
-    (tmp_path / "text.mp4").write_text("no video")
-    mute = make_video(tmp_path / "mute.mp4", None, grey_pictures(20))
-    for path, words in (
-        (tmp_path / "gone.mp4", "no such file"),
-        (mute, "no audio"),
-        (tmp_path / "text.mp4", "decoded"),
-    ):
-        with pytest.raises(InputError, match=f"{path.name}.*{words}"):
-            read_sound_of(path)
-
-
-def test_pictures_are_cropped_square_like_resizing_then_cropping(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (90, 161, 3), dtype=np.uint8)
-    for picture in (Image.fromarray(pixels), Image.fromarray(pixels.transpose(1, 0, 2).copy())):
-        longer = int(224 * 161 / 90)
-        sides = (longer, 224) if picture.width > picture.height else (224, longer)
-        resized = picture.resize(sides, Image.Resampling.BICUBIC)
-        left, top = round((sides[0] - 224) / 2), round((sides[1] - 224) / 2)
-        wanted = np.asarray(resized.crop((left, top, left + 224, top + 224)), np.int16)
-        assert np.abs(np.asarray(crop_square(picture), np.int16) - wanted).max() <= 1
-    assert crop_square(Image.new("RGB", (1, 8192))).size == (224, 224)
-
-
 def test_a_rotated_video_is_turned_upright(tmp_path):
     pictures = np.full((12, 64, 64, 3), 220, np.uint8)
     pictures[:, :, :32] = 30  # dark on the left
@@ -176,13 +142,13 @@ def test_each_reason_for_a_rejection(tmp_path, monkeypatch):
     good = make_video(tmp_path / "good.mp4", tone(2.0), pictures)
     for name, limit in {"MAX_FILE_BYTES": 1000, "MAX_SECONDS": 1, "MAX_PIXELS": 64 * 47}.items():
         with monkeypatch.context() as patch:
-            patch.setattr(media, name, limit)
+            patch.setattr(limits, name, limit)
             assert refusal(good).reason == "oversize", name
     assert isinstance(outcome_of(good), Record)
 
 
 def test_pictures_above_the_limit_are_never_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(media, "MAX_PIXELS", 64 * 47)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 64 * 47)
     for suffix in (".mkv", ".avi"):  # FFmpeg itself refuses to decode these, and does not tell their size
         path = make_video(tmp_path / f"clip{suffix}", tone(2.0), grey_pictures(20))
         assert refusal(path) == Rejection("undecodable", "its pictures are of unknown size, or above 3008 pixels")
@@ -209,7 +175,7 @@ def test_a_truncated_file_is_undecodable(tmp_path, options, kept):
     os.truncate(path, int(path.stat().st_size * kept))
     assert refusal(path).reason == "undecodable"
     with pytest.raises(InputError, match=r"clip\.mp4"):
-        read_sound_of(path)
+        read_sound(path)
 
 
 @pytest.mark.parametrize("kind", PLAYLISTS)

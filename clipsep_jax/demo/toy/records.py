@@ -131,7 +131,7 @@ def _sixteen_bits(wave: Float32[np.ndarray, " L"]) -> Int16[np.ndarray, " L"]:
 
 
 def _jpeg(frame: UInt8[np.ndarray, "224 224 3"]) -> bytes:
-    from clipsep_jax.data_prep.decode.media import JPEG_QUALITY
+    from clipsep_jax.data_prep.decode.pictures import JPEG_QUALITY
 
     buffer = BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=JPEG_QUALITY)

@@ -1,0 +1,80 @@
+"""The sound of a media file: decoded audio gathered as mono at 16 kHz, and what of it is refused."""
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int16
+
+from clipsep_jax.config import SAMPLE_RATE_HZ
+from clipsep_jax.data_prep.decode.limits import check_duration
+from clipsep_jax.data_prep.decode.refusal import refuse
+from clipsep_jax.data_prep.ledger import dbfs
+
+MIN_SECONDS = 1
+SILENCE_DBFS = -60.0
+PREROLL_SECONDS = 1  # decoded before and after a segment: decoders must settle, and streams be interleaved
+
+
+class Sound:
+    """Gathers decoded audio as mono float32 at 16 kHz whose sample 0 is at `start`."""
+
+    def __init__(self, start: Fraction, max_seconds: int) -> None:
+        from av import AudioResampler
+
+        self._start = start
+        self._max_seconds = max_seconds
+        self._offset_samples: int | None = None
+        self._seconds = 0.0
+        self._chunks: list[np.ndarray] = []
+        self._resampler = AudioResampler(format="fltp", rate=SAMPLE_RATE_HZ)
+
+    def add(self, frame: Any) -> None:
+        seconds = Fraction(frame.samples, frame.sample_rate)
+        if self._offset_samples is None:
+            time = time_of(frame)
+            offset = Fraction(0) if time is None else time - self._start
+            if offset + seconds < -PREROLL_SECONDS:
+                return
+            self._offset_samples = round(offset * SAMPLE_RATE_HZ)
+            self._seconds = float(offset)
+        self._seconds += float(seconds)
+        check_duration(self._seconds, self._max_seconds)  # before resampling, which may multiply the samples
+        self._gather(frame)
+
+    def _gather(self, frame: Any) -> None:
+        for resampled in self._resampler.resample(frame):
+            self._chunks.append(resampled.to_ndarray().mean(axis=0, dtype=np.float32))
+
+    @property
+    def begins_late(self) -> bool:
+        return self._offset_samples is None or self._offset_samples > 0
+
+    def finish(self) -> Float32[np.ndarray, " L"]:
+        if self._offset_samples is None:
+            refuse("undecodable", "no audio could be decoded")
+        self._gather(None)
+        audio = np.concatenate([np.zeros(max(0, self._offset_samples), np.float32), *self._chunks])
+        return audio[max(0, -self._offset_samples) :]
+
+
+def check_finite(audio: Float32[np.ndarray, " L"]) -> None:
+    """`Refused` where a sample is not a finite number."""
+    if not np.isfinite(audio).all():
+        refuse("undecodable", "its audio holds NaN or infinity")
+
+
+def checked_audio(audio: Float32[np.ndarray, " L"]) -> Int16[np.ndarray, " L"]:
+    """Convert to 16 bits; `Refused` where the audio is too short or silent."""
+    if len(audio) < MIN_SECONDS * SAMPLE_RATE_HZ:
+        refuse("too_short", f"{len(audio) / SAMPLE_RATE_HZ:.2f} s of audio, below {MIN_SECONDS} s")
+    samples = np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)
+    peak = dbfs(float(np.abs(samples.astype(np.int32)).max()))
+    if peak < SILENCE_DBFS:
+        refuse("silent", f"its peak is {peak:.1f} dBFS, below {SILENCE_DBFS:.0f} dBFS")
+    return samples
+
+
+def time_of(frame: Any) -> Fraction | None:
+    """When a decoded frame is shown or heard, in seconds of the container's time; None where it does not tell."""
+    return None if frame.pts is None or frame.time_base is None else Fraction(frame.pts) * frame.time_base
