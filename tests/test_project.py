@@ -1,7 +1,11 @@
 """Promises of the project's own files."""
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -10,6 +14,29 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_requirements_equal_the_runtime_set():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (ROOT / "requirements.txt").read_text().splitlines() == project["dependencies"]
+
+
+def test_every_library_that_is_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = chain(project["dependencies"], *project["optional-dependencies"].values())
+    names = {_normal(re.split(r"[\[<>=]", requirement)[0]) for requirement in declared}
+    sources = [path for folder in ("clipsep_jax", "configs", "data_prep") for path in (ROOT / folder).rglob("*.py")]
+    imported = {name for path in sources for name in _imported(path)}
+    providers = packages_distributions()
+    for name in imported - set(sys.stdlib_module_names) - {"clipsep_jax"}:
+        assert names & {_normal(provider) for provider in providers.get(name, [name])}, name
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _imported(path: Path) -> set[str]:
+    """The top-level names that a module imports, wherever in it."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return {name.partition(".")[0] for name in names}
 
 
 def test_every_command_in_the_readme_exists():
@@ -26,7 +53,6 @@ def test_every_command_in_the_readme_exists():
 def test_the_package_imports_light():
     """Heavy libraries load only with the command that needs them."""
     import subprocess
-    import sys
 
     heavy = "{'torch', 'grain', 'librosa', 'av', 'transformers', 'orbax', 'huggingface_hub', 'clipsep_jax.data_prep'}"
     code = f"import sys, clipsep_jax, clipsep_jax.cli.main; print(sorted({heavy} & set(sys.modules)))"
