@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -40,15 +40,15 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        _sync(path.parent)  # so that the new name outlasts a power cut too
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def _sync_folder(folder: Path) -> None:
-    """So that the new name outlasts a power cut too."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -56,14 +56,30 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def staged_folder(folder: Path) -> Iterator[Path]:
-    """Give a scratch folder whose files move into `folder`, each whole, once the block ends without an error."""
+def staged_folder(folder: Path, kept: Path | None = None) -> Iterator[Path]:
+    """Give a scratch folder whose files move into `folder`, each whole, once the block ends without an error.
+
+    A folder in it moves as one, into the place of none or of an empty one.
+
+    Args:
+        kept: the scratch folder to use, which stays after an error and after a kill, so that a later run can go on with
+            what lies in it. By default it is a hidden folder of its own in `folder`, which an error removes.
+    """
+    if kept is not None:
+        kept.mkdir(exist_ok=True)
+        yield kept
+        _move_all(kept, folder)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
         yield Path(scratch)
-        for path in sorted(Path(scratch).iterdir()):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        _move_all(Path(scratch), folder)
+
+
+def _move_all(scratch: Path, folder: Path) -> None:
+    for path in sorted(scratch.iterdir()):
+        if path.suffix != ".partial":  # which a killed process left
+            _sync(path)
             os.replace(path, folder / path.name)
 
 
@@ -102,14 +118,33 @@ def read_json(path: Path, otherwise: str, kind: type[T]) -> T:
     return decode_json(path.read_bytes(), path, otherwise, kind)
 
 
-def read_json_lines(path: Path, otherwise: str) -> list[dict[str, Any]]:
-    """The objects of a file with one of JSON a line.
+def decode_json_as(make: Callable[..., T], text: str | bytes, where: object, otherwise: str) -> T:
+    """What `make`, such as a dataclass, makes of the fields of a JSON object; see `decode_json`.
 
     Raises:
-        InputError: a line holds no object of JSON.
+        InputError: the text is no JSON object, or `make` takes other fields.
+    """
+    fields = decode_json(text, where, otherwise, dict)
+    try:
+        return make(**fields)
+    except TypeError as error:
+        raise InputError(f"{where} {otherwise}") from error
+
+
+def read_json_lines(path: Path, otherwise: str, make: Callable[..., T] = dict[str, Any]) -> list[T]:  # type: ignore[assignment]
+    """The objects of a file with one of JSON a line, each given to `make`; see `decode_json_as`.
+
+    Raises:
+        InputError: a line holds no JSON object, or one of other fields.
         FileNotFoundError: there is no such file.
     """
-    return [decode_json(line, path, otherwise, dict) for line in path.read_bytes().splitlines()]
+    return [decode_json_as(make, line, path, otherwise) for line in path.read_bytes().splitlines()]
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Write a file with the JSON of a value a line, whole or not at all."""
+    with atomic_write(path) as file:
+        file.writelines(map(encode_json, values))
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:

@@ -1,12 +1,11 @@
 """Fetching the videos of a list with yt-dlp: one at a time, with pauses, resumable, a line of a ledger each."""
 
 import csv
-import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +15,7 @@ from clipsep_jax.data_prep.decode.limits import MAX_FILE_BYTES
 from clipsep_jax.data_prep.sources import music
 from clipsep_jax.data_prep.sources.videos import VIDEO_SUFFIXES
 from clipsep_jax.errors import InputError
+from clipsep_jax.files import decode_json_as, encode_json
 
 DOWNLOAD_LEDGER_NAME = "download.jsonl"
 URL = "https://www.youtube.com/watch?v={}"
@@ -173,19 +173,16 @@ class _Silence:
 
 def _append(ledger: Path, line: DownloadLine) -> None:
     with ledger.open("ab") as file:
-        file.write(json.dumps(asdict(line)).encode() + b"\n")
+        file.write(encode_json(asdict(line)))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _read_lines(ledger: Path) -> Iterator[DownloadLine]:
+def _read_lines(ledger: Path) -> list[DownloadLine]:
     """The lines so far; one that was cut off when its process was killed is dropped."""
     data = ledger.read_bytes() if ledger.is_file() else b""
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
         os.truncate(ledger, len(whole))
-    try:
-        for line in whole.splitlines():
-            yield DownloadLine(**json.loads(line))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{ledger} is no ledger of downloads; move it away, or name another folder.") from error
+    otherwise = "is no ledger of downloads; move it away, or name another folder."
+    return [decode_json_as(DownloadLine, line, ledger, otherwise) for line in whole.splitlines()]

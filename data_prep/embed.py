@@ -1,7 +1,6 @@
 """Embeddings of the stored pictures and of the labels, by a frozen encoder: of new records, or of a whole folder."""
 
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -30,7 +29,7 @@ from clipsep_jax.data.record_set import (
 from clipsep_jax.data_prep.ledger import LEDGER_NAME
 from clipsep_jax.encoders.base import Encoder, NoTextError
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import atomic_write
+from clipsep_jax.files import decode_json_as, read_json, staged_folder, write_json
 from clipsep_jax.queries.prompts import DEFAULT_TEMPLATE, prompt_for
 from clipsep_jax.queries.table import EmbeddingTable
 
@@ -127,7 +126,8 @@ def manifest_in_hand(records: Path) -> Manifest | None:
 
 
 def _check_options(records: Path, options: dict) -> None:
-    if json.loads((records / EMBEDDING_NAME / _OPTIONS_NAME).read_text("utf-8")) != options:
+    path = records / EMBEDDING_NAME / _OPTIONS_NAME
+    if read_json(path, "is damaged; prepare the records again.", dict) != options:
         raise InputError(f"{records} is half embedded with another encoder or options; finish that with those first.")
 
 
@@ -136,8 +136,7 @@ def _take_manifest(records: Path, options: dict) -> None:
     if (work / MANIFEST_NAME).is_file():
         return
     work.mkdir()
-    with atomic_write(work / _OPTIONS_NAME) as file:
-        file.write(json.dumps(options).encode())
+    write_json(work / _OPTIONS_NAME, options, indent=None)
     os.replace(records / MANIFEST_NAME, work / MANIFEST_NAME)
 
 
@@ -193,15 +192,11 @@ def _rewrite_shard(
     The old ones stay until the new ones are complete and said to be so by a file of their own; from then on, all that
     can be left to do is to move them.
     """
-    staging = records / EMBEDDING_NAME / shard.name
-    complete = staging.with_name(shard.name + ".json")
-    if not complete.is_file():
-        staging.mkdir(exist_ok=True)
-        old = RecordSplit(records, "", [shard])
-        new = write_shard(staging / shard.name, rewrite([old[number] for number in range(len(old))]), audio_encoding)
-        with atomic_write(complete) as file:
-            file.write(json.dumps(asdict(new)).encode())
-    for path in sorted(staging.iterdir()):
-        if path.suffix != ".partial":  # which a killed process left
-            os.replace(path, records / path.name)
-    return Shard(**json.loads(complete.read_text("utf-8")))
+    work = records / EMBEDDING_NAME / shard.name
+    complete = work.with_name(shard.name + ".json")
+    with staged_folder(records, kept=work):
+        if not complete.is_file():
+            old = RecordSplit(records, "", [shard])
+            new = write_shard(work / shard.name, rewrite([old[number] for number in range(len(old))]), audio_encoding)
+            write_json(complete, asdict(new), indent=None)
+    return decode_json_as(Shard, complete.read_bytes(), complete, "is damaged; prepare the records again.")

@@ -1,6 +1,5 @@
 """What became of every input: one line of JSON each."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ from clipsep_jax.config import SAMPLE_RATE_HZ
 from clipsep_jax.data.record import Record
 from clipsep_jax.data_prep.sources.inputs import Input
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import atomic_write
+from clipsep_jax.files import read_json_lines, write_json_lines
 
 LEDGER_NAME = "ledger.jsonl"
 
@@ -74,8 +73,7 @@ def ledger_line(source: Input, outcome: Record | Rejection) -> LedgerLine:
 
 def write_ledger(path: Path, lines: Iterable[LedgerLine]) -> None:
     """Write a ledger, complete or not at all."""
-    with atomic_write(path) as file:
-        file.writelines(json.dumps(asdict(line)).encode() + b"\n" for line in lines)
+    write_json_lines(path, map(asdict, lines))
 
 
 def read_ledger(path: Path) -> list[LedgerLine]:
@@ -85,12 +83,9 @@ def read_ledger(path: Path) -> list[LedgerLine]:
         InputError: the file is missing or is no ledger.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            return [LedgerLine(**json.loads(line)) for line in file]
+        return read_json_lines(path, "is no ledger of `clipsep prepare`; prepare the records again.", LedgerLine)
     except FileNotFoundError:
         raise InputError(f"There is no {path}; name a folder that `clipsep prepare` has written.") from None
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is no ledger of `clipsep prepare`; prepare the records again.") from error
 
 
 def reasons(ledger: Iterable[LedgerLine]) -> dict[str, int]:

@@ -5,7 +5,6 @@ not finished. Blocks are written to `parts/`; when all are there, their shards m
 """
 
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -15,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -35,7 +35,7 @@ from clipsep_jax.data_prep.ledger import LEDGER_NAME, LedgerLine, Rejection, led
 from clipsep_jax.data_prep.pool import DIED, Outcome, Reader, ReaderPool
 from clipsep_jax.data_prep.sources.inputs import SPLITS, Input, file_size, mark_duplicates
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import atomic_write
+from clipsep_jax.files import encode_json, read_json, write_json
 
 _LOCK_NAME = "lock.partial"
 _PLAN_NAME = "plan.json"
@@ -160,7 +160,7 @@ def _is_worth_another_try(block: Block) -> bool:
     """Whether, of a run that ended with too many rejections, some of the block's may be the machine's fault."""
     if not (block.out / LEDGER_NAME).is_file() or any(block.out.glob("*.tfrecord")):
         return False
-    lines = json.loads(block.part.read_text("utf-8"))["ledger"]
+    lines = _read_part(block)["ledger"]
     return any(line["reason"] == "timeout" or line["detail"].startswith(DIED) for line in lines)
 
 
@@ -173,7 +173,7 @@ def _fingerprint(inputs: Sequence[Input], reading: str, audio_encoding: str, blo
         "audio_encoding": audio_encoding,
         "block_size": block_size,
     }
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+    return hashlib.sha256(encode_json(described).rstrip()).hexdigest()
 
 
 def _described(source: Input) -> list:
@@ -190,12 +190,11 @@ def _claim(out: Path, plan: str) -> Manifest | None:
         _clear(out)
         return finished
     if (out / _PLAN_NAME).is_file():
-        _expect(out, json.loads((out / _PLAN_NAME).read_text("utf-8")) == plan)
+        _expect(out, read_json(out / _PLAN_NAME, "is damaged; delete its folder and prepare anew.", str) == plan)
     elif any(path.suffix != ".partial" for path in out.iterdir()):
         raise InputError(f"{out} holds other files; name an empty or a new folder to write the records to.")
     else:
-        with atomic_write(out / _PLAN_NAME) as file:
-            file.write(json.dumps(plan).encode())
+        write_json(out / _PLAN_NAME, plan, indent=None)
     (out / _PARTS_NAME).mkdir(exist_ok=True)
     return None
 
@@ -227,14 +226,17 @@ def write_block(block: Block, outcomes: Iterator[Outcome]) -> None:
                     writers[source.split] = stack.enter_context(writer)
                 writers[source.split].add(outcome)
     shards = {split: asdict(writer.shard) for split, writer in writers.items()}
-    with atomic_write(block.part) as file:
-        file.write(json.dumps({"shards": shards, "ledger": lines}).encode())
+    write_json(block.part, {"shards": shards, "ledger": lines}, indent=None)
+
+
+def _read_part(block: Block) -> dict[str, Any]:
+    return read_json(block.part, "is damaged; delete it and run the same command again.", dict)
 
 
 def _finish(blocks: Sequence[Block], plan: str, max_rejected: float, command: Sequence[str]) -> Manifest:
     """Merge the parts into the ledger, the final shards and the manifest."""
     out = blocks[0].out
-    parts = [json.loads(block.part.read_text("utf-8")) for block in blocks]
+    parts = [_read_part(block) for block in blocks]
     ledger = [LedgerLine(**line) for part in parts for line in part["ledger"]]
     write_ledger(out / LEDGER_NAME, ledger)
     accepted = [line for line in ledger if line.status == "accepted"]

@@ -1,7 +1,15 @@
 import pytest
 
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import atomic_write, encode_json, read_json, read_json_lines, write_json
+from clipsep_jax.files import (
+    atomic_write,
+    encode_json,
+    read_json,
+    read_json_lines,
+    staged_folder,
+    write_json,
+    write_json_lines,
+)
 
 
 def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
@@ -33,8 +41,50 @@ def test_json_comes_back_and_what_is_none_is_told_in_one_sentence(tmp_path):
 
 def test_lines_of_json_come_back(tmp_path):
     path = tmp_path / "lines.jsonl"
-    path.write_bytes(encode_json({"a": 1}) + encode_json({"b": "é"}))
+    write_json_lines(path, [{"a": 1}, {"b": "é"}])
+    assert path.read_bytes() == encode_json({"a": 1}) + encode_json({"b": "é"})
     assert read_json_lines(path, "is damaged.") == [{"a": 1}, {"b": "é"}]
     path.write_bytes(b'{"a": 1}\n3\n')
     with pytest.raises(InputError, match="is damaged"):
         read_json_lines(path, "is damaged.")
+
+
+def test_lines_of_json_become_objects_or_the_sentence_tells(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    write_json_lines(path, [{"real": 1, "imag": 2}])
+    assert read_json_lines(path, "is damaged.", complex) == [1 + 2j]
+    write_json_lines(path, [{"other": 1}])
+    with pytest.raises(InputError, match=r"lines\.jsonl is damaged\.$"):
+        read_json_lines(path, "is damaged.", complex)
+
+
+def test_a_staged_folder_gives_its_files_and_folders(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("old")
+    with staged_folder(tmp_path / "out") as staging:
+        (staging / "file").write_text("new")
+        (staging / "folder").mkdir()
+        (staging / "folder" / "inner").write_text("inner")
+        assert (tmp_path / "out" / "file").read_text() == "old"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["file", "folder"]
+    assert (tmp_path / "out" / "file").read_text() == "new"
+    assert (tmp_path / "out" / "folder" / "inner").read_text() == "inner"
+
+
+def test_a_scratch_folder_that_is_kept_serves_the_next_run(tmp_path):
+    kept = tmp_path / "work"
+
+    def fail() -> None:
+        with staged_folder(tmp_path, kept=kept):
+            (kept / "first").write_text("first")
+            (kept / "torn.partial").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
+    with staged_folder(tmp_path, kept=kept) as staging:
+        assert (staging / "first").read_text() == "first"
+        (staging / "second").write_text("second")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second", "work"]
+    assert [path.name for path in kept.iterdir()] == ["torn.partial"]

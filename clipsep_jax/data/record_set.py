@@ -4,7 +4,7 @@ The format is described in docs/records.md. TensorFlow is neither needed nor imp
 """
 
 import hashlib
-import json
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +23,7 @@ from clipsep_jax.data.record import (
 )
 from clipsep_jax.data.tfrecord import FRAMING_BYTES, framed, unframed
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import atomic_write
+from clipsep_jax.files import atomic_write, encode_json, read_json, read_json_lines, write_json
 
 SCHEMA_VERSION = 2
 
@@ -107,19 +107,18 @@ def write_shard(path: Path, records: Iterable[Record], audio_encoding: str = "pc
 def index_line(record: Record, offset: int, length: int) -> bytes:
     """The line of the index for a record of `length` bytes, framed at `offset`."""
     line = {"offset": offset, "length": length, "id": record.id, "label": record.label}
-    return json.dumps(line | {"num_frames": record.num_frames, "num_samples": len(record.audio)}).encode() + b"\n"
+    return encode_json(line | {"num_frames": record.num_frames, "num_samples": len(record.audio)})
 
 
 def _read_index(folder: Path, shard: Shard) -> list[IndexEntry]:
     path = index_path(folder / shard.name)
+    otherwise = "is no index of records; restore it or prepare the records again."
     try:
         size = (folder / shard.name).stat().st_size
-        lines = path.read_text("utf-8").splitlines()
-        entries = [IndexEntry(shard.name, number, **json.loads(line)) for number, line in enumerate(lines)]
+        numbers = itertools.count()
+        entries = read_json_lines(path, otherwise, lambda **line: IndexEntry(shard.name, next(numbers), **line))
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} is missing; restore it or prepare the records again.") from error
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is no index of records; restore it or prepare the records again.") from error
     if (len(entries), size) != (shard.num_records, shard.num_bytes):
         told = f"{len(entries)} records in {size} bytes, but the manifest says {shard.num_records} in {shard.num_bytes}"
         raise InputError(f"{folder / shard.name} has {told}; restore the file or prepare the records again.")
@@ -217,8 +216,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     }
     fixed = {"schema": SCHEMA_VERSION, "sample_rate_hz": SAMPLE_RATE_HZ}
     fixed |= {"frames_per_second": FRAMES_PER_SECOND, "frame_size": FRAME_SIZE}
-    with atomic_write(folder / MANIFEST_NAME) as file:
-        file.write(json.dumps(fixed | asdict(manifest) | {"splits": splits}, indent=1).encode() + b"\n")
+    write_json(folder / MANIFEST_NAME, fixed | asdict(manifest) | {"splits": splits}, indent=1)
 
 
 def tfds_files(manifest: Manifest) -> dict[str, bytes]:
@@ -242,13 +240,14 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         todo = "finish `clipsep prepare embed`" if (folder / EMBEDDING_NAME).is_dir() else "run `clipsep prepare`"
         raise InputError(f"{folder} holds no complete records: there is no {MANIFEST_NAME}; {todo}.")
+    otherwise = "is no manifest of records; restore it or prepare the records again."
+    fields = read_json(path, otherwise, dict)
     try:
-        fields = json.loads(path.read_text("utf-8"))
         schema = fields["schema"]
         if schema == SCHEMA_VERSION:
             return _manifest(fields)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is no manifest of records; restore it or prepare the records again.") from error
+        raise InputError(f"{path} {otherwise}") from error
     raise InputError(f"{path} has schema {schema}, but this version reads {SCHEMA_VERSION}; prepare the records again.")
 
 

@@ -1,8 +1,9 @@
 """The two files by which TensorFlow Datasets reads a folder of records: `tfds.builder_from_directory(RECORDS)`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from clipsep_jax.files import encode_json
 
 INFO_NAME = "dataset_info.json"
 FEATURES_NAME = "features.json"
@@ -21,7 +22,9 @@ def dataset_info(schema: int, shard_lengths: Mapping[str, Sequence[int]], num_by
         }
         for name, lengths in shard_lengths.items()
     ]
-    return _json({"name": "records", "version": f"{schema}.0.0", "fileFormat": "tfrecord", "splits": splits})
+    return encode_json(
+        {"name": "records", "version": f"{schema}.0.0", "fileFormat": "tfrecord", "splits": splits}, indent=1
+    )
 
 
 def features(audio_encoding: str, frame_size: int, query_size: int | None) -> bytes:
@@ -42,11 +45,9 @@ def features(audio_encoding: str, frame_size: int, query_size: int | None) -> by
     }
     if query_size is not None:
         fields |= {"frame_embeddings": _raw("float32", -1, query_size), "query_size": _integer()}
-    return _json({"pythonClassName": f"{_FEATURES}features_dict.FeaturesDict", "featuresDict": {"features": fields}})
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, indent=1).encode() + b"\n"
+    return encode_json(
+        {"pythonClassName": f"{_FEATURES}features_dict.FeaturesDict", "featuresDict": {"features": fields}}, indent=1
+    )
 
 
 def _shape(*sides: int) -> dict[str, list[str]]:

@@ -1,6 +1,5 @@
 """The whole job in one command: records, query encoder, training, evaluation, separation, report."""
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from clipsep_jax.errors import InputError
 from clipsep_jax.evaluation.protocols import draw_mixtures, num_sources_of
 from clipsep_jax.evaluation.scores import Evaluation
 from clipsep_jax.evaluation.tables import table, write_scores
-from clipsep_jax.files import atomic_write
+from clipsep_jax.files import write_json
 from clipsep_jax.metrics import METRICS
 from clipsep_jax.separation.separator import Separator
 from clipsep_jax.sound_files import write_sound
@@ -91,8 +90,7 @@ def run_demo(
     with watch.stage("separate", "Separating some of them"):
         examples = separate_examples(evaluation, out / "audio")
     report = summary | {"loss": _fall(read_metrics(out / "run")), "seconds": watch.report()}
-    with atomic_write(out / "report.json") as file:
-        file.write(json.dumps(report, indent=2).encode() + b"\n")
+    write_json(out / "report.json", report)
     path = write_report(out, report, examples)
     print(table(summary))
     loss = report["loss"]

@@ -1,12 +1,12 @@
 """MUSIC and MUSIC-21 (Zhao et al., ECCV 2018 and ICCV 2019): their lists, and where the downloaded videos lie."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clipsep_jax.data_prep.sources.inputs import Input, check_folder, files_by_stem, hashed_split
 from clipsep_jax.data_prep.sources.videos import VIDEO_SUFFIXES
 from clipsep_jax.errors import InputError
+from clipsep_jax.files import read_json
 
 
 def read_list(path: Path) -> Iterator[tuple[str, str]]:
@@ -17,13 +17,14 @@ def read_list(path: Path) -> Iterator[tuple[str, str]]:
     """
     if not path.is_file():
         raise InputError(f"There is no file {path}; give MUSIC_solo_videos.json or another list of MUSIC.")
+    otherwise = 'is no list of MUSIC: expected {"videos": {"cello": [ids]}}.'
     try:
-        classes = json.loads(path.read_text("utf-8"))["videos"]
+        classes = read_json(path, otherwise, dict)["videos"]
         rows = [(name, video) for name, videos in classes.items() for video in videos]
         if not all(isinstance(video, str) and video and "/" not in video for _, video in rows):
             raise ValueError("an id is no word")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f'{path} is no list of MUSIC: expected {{"videos": {{"cello": [ids]}}}}.') from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} {otherwise}") from error
     if not rows:
         raise InputError(f"{path} lists no videos; give another list of MUSIC.")
     yield from rows

@@ -1,7 +1,5 @@
 """Toy records: made-up clips of ten kinds, in the same files as prepared videos, with a miniature CLIP beside them."""
 
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -21,6 +19,7 @@ from clipsep_jax.demo.toy.pictures import draw, draw_clip
 from clipsep_jax.demo.toy.sounds import KINDS, off_screen_noise, synthesize
 from clipsep_jax.encoders.clip import load_clip
 from clipsep_jax.errors import InputError
+from clipsep_jax.files import staged_folder
 
 if TYPE_CHECKING:
     from clipsep_jax.data_prep.sources.inputs import Input
@@ -53,10 +52,8 @@ def make_toy_records(out: Path, num_clips: int, encoder_steps: int, seed: int = 
     command = ("toy", f"version={_VERSION}", f"clips={num_clips}", f"encoder_steps={encoder_steps}", f"seed={seed}")
     if _is_made(out, command):
         return out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        made = _make(Path(scratch), out, _inputs(num_clips), encoder_steps, seed, command)
-        os.replace(made, out)
+    with staged_folder(out.parent) as staging:
+        _make(staging / out.name, out, _inputs(num_clips), encoder_steps, seed, command)
     return out
 
 
@@ -69,19 +66,15 @@ def _is_made(out: Path, command: tuple[str, ...]) -> bool:
 
 
 def _make(
-    scratch: Path, out: Path, inputs: "list[Input]", encoder_steps: int, seed: int, command: tuple[str, ...]
-) -> Path:
-    """Make everything in a scratch folder; the records name the encoder by the place where it is going to be."""
+    records: Path, out: Path, inputs: "list[Input]", encoder_steps: int, seed: int, command: tuple[str, ...]
+) -> None:
+    """Make the folder `records`, which becomes `out` later; so its manifest names the encoder by its place in `out`."""
     from clipsep_jax.data_prep.embed import embed_record_set
     from clipsep_jax.data_prep.writer import PoolRunner, write_records
 
-    folder = train_toy_clip(scratch / ENCODER_NAME, encoder_steps, seed)
-    encoder = replace(load_clip(str(folder)), name=str(out.resolve() / ENCODER_NAME))
-    records = scratch / "records"
     write_records(inputs, ClipMaker(seed), records, run=PoolRunner(num_workers=0), command=command)
-    embed_record_set(records, encoder)
-    os.replace(folder, records / ENCODER_NAME)
-    return records
+    folder = train_toy_clip(records / ENCODER_NAME, encoder_steps, seed)
+    embed_record_set(records, replace(load_clip(str(folder)), name=str(out.resolve() / ENCODER_NAME)))
 
 
 def train_toy_clip(folder: Path, steps: int, seed: int = 0) -> Path:
