@@ -32,6 +32,7 @@ CONFIGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.name}-{c.regularizer}-{c.gamma}")
 @pytest.mark.parametrize("scale", [0.1, 3.0, 10.0])
 def test_loss_and_gradients_equal_pytorch(config, scale):
@@ -82,6 +83,7 @@ def test_noise_warmup_trains_the_query_masks_alone():
     assert jax.grad(loss)(noise, 5).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "columns"), [(2, 2), (3, 2), (3, 3), (4, 3), (4, 4), (6, 4)])
 def test_best_assignment_is_the_least_of_all_either_way(rows, columns):
     """Trying all orders, the Hungarian algorithm, and a plain loop agree, in value and gradient."""
@@ -96,6 +98,7 @@ def test_best_assignment_is_the_least_of_all_either_way(rows, columns):
     np.testing.assert_array_equal(*gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["permutation_invariant", "noise_invariant"])
 @pytest.mark.parametrize(("sources", "masks"), [(3, 3), (3, 5), (5, 6)])
 def test_invariant_objectives_take_any_number_of_sources_and_masks(name, sources, masks):
@@ -116,6 +119,7 @@ def test_invariant_objectives_take_any_number_of_sources_and_masks(name, sources
     assert loss(perfect[:, ::-1]) < 1e-6 < loss(logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weighted", "permutation_invariant", "noise_invariant"])
 def test_l1_is_the_distance_of_masks(name):
     query, noise, targets, weight = (jnp.float32(x) for x in draw(3.0))

@@ -37,6 +37,7 @@ def copied(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_an_old_model_gives_the_same_stems(system):
     separator = clipsep_jax.load(OLD / "models" / system)

@@ -26,6 +26,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-0.5, 0.5, shape).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:n_fft=1024 is too large")
 @pytest.mark.parametrize("length", [65_535, 32_767, 40_000, 1024, 300, 255])
 def test_stft_equals_librosa(length):

@@ -30,6 +30,7 @@ def refuses(capsys, *arguments: str) -> str:
     return lines[-1]
 
 
+@pytest.mark.slow
 def test_separate_writes_target_and_residual(trained, wav, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["separate", str(wav), "--model", str(trained), "--query", "a photo of Buzz!", "--out", str(out)]) == 0
@@ -48,6 +49,7 @@ def test_outputs_never_overwrite_each_other():
     assert all(len(path.name.encode()) < 200 for path in paths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["flac", "ogg", "mp3"])
 def test_separate_reads_compressed_sound(trained, tmp_path, suffix):
     path = tmp_path / f"sound.{suffix}"
@@ -69,6 +71,7 @@ def test_a_long_query_is_cut_and_said_so(trained, wav, tmp_path, capsys):
     assert "was cut at 77 tokens" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_evaluate_prints_a_table(trained, clip_records, tmp_path, capsys):
     arguments = ["--records", str(clip_records), "--num-mixtures", "4", "--out", str(tmp_path / "scores")]
     assert main(["evaluate", "--model", str(trained), *arguments]) == 0

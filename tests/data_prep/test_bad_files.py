@@ -70,6 +70,7 @@ def test_every_file_gets_its_reason_or_is_accepted(tmp_path):
         assert len(record.frames) >= 1
 
 
+@pytest.mark.slow
 def test_the_watchers_would_notice(tmp_path):
     """With FFmpeg's own behaviour, the playlists of the corpus are followed."""
     import av

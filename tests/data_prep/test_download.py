@@ -87,6 +87,7 @@ def run(ids, out: Path, server: VideoServer, **options):
     return {line.id: line for line in lines}, pauses
 
 
+@pytest.mark.slow
 def test_videos_are_fetched_once_with_pauses_and_a_ledger(tmp_path, server, video):
     server.codes = {"gone_video1": 404}
     ids = ["-good_one-1", "gone_video1", "good_two__2"]
@@ -122,6 +123,7 @@ def test_half_a_file_is_continued(tmp_path, server, video):
     assert str(half) in server.ranges
 
 
+@pytest.mark.slow
 def test_a_server_that_refuses_is_left_alone(tmp_path, server, monkeypatch):
     monkeypatch.setattr(module, "MAX_BLOCKED", 3)
     ids = [f"video{n:06d}" for n in range(9)]

@@ -89,6 +89,7 @@ def test_every_shard_and_label_is_embedded(records, plain):
     assert_embedded(records, PlacedEncoder(), plain)
 
 
+@pytest.mark.slow
 def test_so_they_are_by_a_clip(records, plain, clip_folder):
     assert_embedded(records, load_clip(str(clip_folder)), plain)
 

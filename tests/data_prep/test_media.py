@@ -214,6 +214,7 @@ def test_still_pictures_are_flagged_and_refused_on_request(tmp_path):
     assert isinstance(read_video(Input("moving.mp4", moving, "", "train"), reject_still=True), Record)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gop_size", [7, 50, 500])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".avi", ".flv", ".webm"])
 def test_a_segment_is_what_the_whole_video_holds_there(tmp_path, suffix, gop_size):
@@ -226,6 +227,7 @@ def test_a_segment_is_what_the_whole_video_holds_there(tmp_path, suffix, gop_siz
         assert_same_sound(part.audio, whole.audio, 16_000 * start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lag", [1.5, 3.0])
 def test_a_segment_is_whole_where_the_streams_are_loosely_interleaved(tmp_path, lag):
     path = make_video(tmp_path / "clip.mkv", sweep(16), grey_pictures(160) // 3, rate=48_000, lag=lag)

@@ -44,6 +44,7 @@ def test_loss_is_lowest_where_each_query_meets_the_text_of_its_kind():
     assert contrastive_loss(texts[(kinds + 1) % 3], texts, kinds) > met + 5
 
 
+@pytest.mark.slow
 def test_pull_does_not_move_the_texts():
     texts, kinds = jnp.eye(3), jnp.array([0, 1, 2])
     gradient = jax.grad(contrastive_loss, argnums=1)(9 * texts, texts, kinds)

@@ -52,6 +52,7 @@ def _drawn(recorded, make, split):
     return {key: np.array(values) for key, values in recorded.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("make", [lambda kind, rng, split: synthesize(kind, rng, split, 8000), draw])
 def test_training_never_has_a_parameter_of_the_test_bands(recorded, make, kind):

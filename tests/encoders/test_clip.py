@@ -98,6 +98,7 @@ def assert_same_features(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 @pytest.mark.parametrize("end", ["old", "true"])
 def test_both_towers_agree_with_transformers(tmp_path, activation, end):
@@ -125,6 +126,7 @@ def test_both_towers_agree_at_the_size_of_vit_b_32(tmp_path):
     assert_same_features(encoder.embed_text(TEXTS, batch_size=4), torch_texts(model, make_tokenizer(), TEXTS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eos_token_id", [2, 5])
 def test_a_text_is_read_at_its_first_end_token_or_its_largest_id(tmp_path, eos_token_id):
     make_tiny_clip_folder(tmp_path, image_size=32, patch_size=16, eos_token_id=eos_token_id)
@@ -217,6 +219,7 @@ def test_a_text_that_just_fits_is_not_cut(encoder):
         encoder.embed_text([text])
 
 
+@pytest.mark.slow
 def test_a_saved_folder_is_read_back_bit_for_bit_by_us_and_by_transformers(tmp_path):
     config = tiny_config(image_size=32, patch_size=16, hidden_act="gelu")
     model = random_clip(config, seed=5)
@@ -368,6 +371,7 @@ def test_weights_of_another_network_are_refused(spoilt):
         load_clip(str(spoilt))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["none", "other", "damaged", "end"])
 def test_a_tokenizer_of_another_model_is_refused(spoilt, fault):
     path = spoilt / "tokenizer.json"
@@ -389,6 +393,7 @@ def test_a_tokenizer_of_another_model_is_refused(spoilt, fault):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_saving_over_another_model_leaves_nothing_else_behind(folder, spoilt):
     names = sorted(path.name for path in folder.iterdir())
     make_tiny_clip_folder(spoilt, seed=1, image_size=32)

@@ -38,6 +38,7 @@ def test_a_name_is_a_kind_and_a_place(name, parts):
     assert parts[0] in KINDS
 
 
+@pytest.mark.slow
 def test_a_clip_needs_no_kind(clip_path, monkeypatch):
     bare, named = load_encoder(str(clip_path)), load_encoder(f"clip:{clip_path}")
     assert isinstance(bare, ClipEncoder)
@@ -45,6 +46,7 @@ def test_a_clip_needs_no_kind(clip_path, monkeypatch):
     assert load_encoder(named.name).sha256 == bare.sha256
 
 
+@pytest.mark.slow
 def test_both_kinds_of_resnet(resnet_path, monkeypatch):
     monkeypatch.chdir(resnet_path.parent)
     for kind, pictures in (("resnet18", "imagenet"), ("resnet18-clip", "clip")):
@@ -54,6 +56,7 @@ def test_both_kinds_of_resnet(resnet_path, monkeypatch):
         assert encoder.pictures == PICTURES[pictures]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_copy_is_found_and_is_the_same_encoder(kind, clip_path, resnet_path, tmp_path):
     name = f"{kind}:{clip_path if kind == 'clip' else resnet_path}"
@@ -80,6 +83,7 @@ def test_what_is_no_encoder_is_an_input_error(clip_path, tmp_path):
         load_encoder(str(tmp_path / "none"))
 
 
+@pytest.mark.slow
 def test_a_folder_may_have_a_colon_in_its_name(tmp_path):
     folder = make_tiny_clip_folder(tmp_path / "a:b", image_size=32, patch_size=16)
     frames = np.zeros((1, 32, 32, 3), np.uint8)

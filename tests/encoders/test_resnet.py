@@ -82,6 +82,7 @@ def assert_same_features(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pictures", ["imagenet", "clip"])
 def test_embeddings_agree_with_torch(path, pictures):
     frames = noise(1, 224, 224, 3)

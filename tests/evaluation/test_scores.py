@@ -65,6 +65,7 @@ def test_too_few_labels_are_refused(evaluation):
         draw_mixtures(evaluation.split.entries, 1, 4, seed=0)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_estimates(evaluation):
     mixtures = evaluation.read(evaluation.drawn[:8])
     scores = evaluation.scores(mixtures)

@@ -69,6 +69,7 @@ def in_float64():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize("parts", PARTS)
 def test_forward_equals_the_plain_arrangement(parts, training, in_float64):
@@ -91,6 +92,7 @@ def test_forward_equals_the_plain_arrangement(parts, training, in_float64):
             np.testing.assert_allclose(tensor, state[name], rtol=0, atol=1e-10, err_msg=name)
 
 
+@pytest.mark.slow
 def test_initial_values_have_the_official_scales():
     model = build_model(ModelConfig(num_levels=2, width=16, num_labels=20, num_noise_heads=1), nnx.Rngs(0))
     learned = build_model(ModelConfig(num_levels=1, num_channels=512, num_learned_queries=8), nnx.Rngs(0))
@@ -125,6 +127,7 @@ def test_full_size_has_the_official_number_of_parameters():
     assert round(count / 1e6, 2) == 30.29
 
 
+@pytest.mark.slow
 def test_in_bfloat16_the_input_is_rounded_after_it_is_centred():
     """Levels about -20 that differ by tenths are one value in bfloat16."""
     config = replace(CONFIG, num_levels=1)

@@ -36,6 +36,7 @@ def assert_same_function(ours, theirs, arrays: list[np.ndarray]) -> None:
         assert np.linalg.norm(got - want.numpy()) <= 1e-5 * np.linalg.norm(want.numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_folded_queries_equal_an_inner_product_with_the_features(height, width):
     head = InnerProduct(ModelConfig(num_channels=5))
@@ -49,6 +50,7 @@ def test_folded_queries_equal_an_inner_product_with_the_features(height, width):
     assert_same_function(head, plain, [random(*shape, seed=3 + i) for i, shape in enumerate(arrays)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_learned_queries_equal_a_convolution_of_the_features(height, width):
     head = LearnedQueries(ModelConfig(num_channels=5, num_learned_queries=2, init_std=1.0), rngs=nnx.Rngs(0))

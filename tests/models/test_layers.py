@@ -38,6 +38,7 @@ def assert_same_function(ours, theirs, x, kernel, kernel_axes):
         assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 5), (1, 2), (1, 1), (3, 16)])
 def test_upsample_conv_equals_upsampling_then_convolving(height, width):
     def plain(image, weight):
@@ -52,6 +53,7 @@ ANY_SIZE = [(2, 2), (6, 10), (7, 5), (8, 8), (64, 32)]
 WHOLE_TILES = [(4, 4), (4, 12), (8, 8), (64, 32)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "height", "width"),
     [(form, *size) for form in (native_strided_conv, matmul_strided_conv) for size in ANY_SIZE]
@@ -103,6 +105,7 @@ def test_batch_norm_equals_pytorch_but_for_the_unbiased_variance():
     np.testing.assert_allclose(ours.var[...], biased, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_batch_norm_of_bfloat16_is_that_of_the_same_values_in_float32(training):
     """A mean far from zero beside a small variance would not survive statistics in bfloat16."""

@@ -49,6 +49,7 @@ def test_stems_and_residual_are_as_long_as_the_input_and_add_up_to_it(separator,
     np.testing.assert_allclose(separation.stems.sum(axis=0) + separation.residual, waveform, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_chunk_is_masked_as_written(separator):
     waveform = jnp.asarray(noise(CHUNK))
     config = separator.config.spectrogram

@@ -75,6 +75,7 @@ def find_damage(folder: Path, state, path: Path) -> None:
         assert checkpoints.steps[-1] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["state/d/", "state/_METADATA", "config/metadata", "metrics/metrics", CHECKSUMS_NAME])
 def test_a_flipped_bit_is_found_before_it_is_used(folder, state, kind):
     path = next(path for path in files_of(folder, 2) if kind in path.as_posix())
@@ -93,6 +94,7 @@ def test_a_flipped_bit_in_any_file_is_found(stored, state, tmp_path):
     assert len(names) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["removed", "added", "emptied"])
 def test_files_that_came_or_went_are_found(folder, state, change):
     path = next(path for path in files_of(folder, 2) if "state/d/" in path.as_posix())

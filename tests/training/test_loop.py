@@ -52,6 +52,7 @@ def test_schedule_is_the_official_one():
     np.testing.assert_allclose([schedule(jnp.array(step)) for step in steps], np.array(expected) * 1e-3, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_loss_falls_on_one_batch(records):
     config = small_config(records)
     config = replace(config, optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1))
@@ -103,6 +104,7 @@ def test_validation_uses_running_statistics(records):
     )
 
 
+@pytest.mark.slow
 def test_run_writes_curves_checkpoints_and_the_best_model(records, tmp_path):
     config = small_config(records)
     best = train(config, tmp_path)
@@ -119,6 +121,7 @@ def test_run_writes_curves_checkpoints_and_the_best_model(records, tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_an_uninterrupted_one(records, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(small_config(records, steps=6), whole)
@@ -145,6 +148,7 @@ def test_curves_after_the_restored_step_and_a_torn_line_are_removed(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_again_during_a_run(records, tmp_path, monkeypatch, caplog):
     """After the first validation and save every program is there."""
     write, compiled = MetricsLog.write, {}
@@ -173,6 +177,7 @@ class WatchedMetric:
         return float(self.value)
 
 
+@pytest.mark.slow
 def test_the_loop_reads_nothing_from_the_device_between_logging(records, tmp_path, monkeypatch):
     read: set[int] = set()
     build = Trainer.__init__
@@ -200,6 +205,7 @@ def test_the_loop_reads_nothing_from_the_device_between_logging(records, tmp_pat
     assert read == {3, 6, 9, 12}
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_the_run_goes_on(records, tmp_path, monkeypatch):
     config = small_config(records, steps=100_000, validate_every=100_000)
     config = replace(config, checkpoint=replace(config.checkpoint, save_every=100_000))
@@ -221,6 +227,7 @@ def test_a_signal_saves_and_the_run_goes_on(records, tmp_path, monkeypatch):
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite_stops_the_run(records, tmp_path):
     config = small_config(records)
     config = replace(config, optimizer=OptimizerConfig(learning_rate=float("inf"), warmup_steps=1))
@@ -242,6 +249,7 @@ def poison(monkeypatch, steps: set[int]) -> None:
     monkeypatch.setattr(Batches, "iterate", poisoned)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_changes_nothing_and_names_its_clips(records, tmp_path, monkeypatch):
     config = small_config(records, steps=6, log_every=3)
     poison(monkeypatch, {2, 4})
@@ -256,6 +264,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_clips(records, 
     assert all(np.isfinite(value) for line in read_metrics(tmp_path) for value in line.values())
 
 
+@pytest.mark.slow
 def test_a_skipped_step_keeps_parameters_statistics_and_optimizer(records):
     config = small_config(records)
     trainer, batch = Trainer(config), random_batch(config)
@@ -284,6 +293,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run(records, tmp_path, monkeypatch)
 CHANGES = ["train.steps", "optimizer.learning_rate", "optimizer.warmup_steps", "checkpoint.save_every"]
 
 
+@pytest.mark.slow
 def test_a_broken_update_is_never_saved(records, tmp_path):
     """Finite loss, but parameters that are not: the run stops before it would save them, and can go on from before."""
     config = small_config(records)
@@ -302,12 +312,14 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(records, tmp_path, m
         train(small_config(records), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_validation_split_too_small_to_mix_counts_as_none(tmp_path):
     records = make_records(tmp_path / "records", {"train": 6, "validation": 1})
     train(small_config(records), tmp_path / "run")
     assert open_model_dir(tmp_path / "run").progress == {"step": 4, "validation_loss": None}
 
 
+@pytest.mark.slow
 def test_another_network_cannot_resume(records, tmp_path):
     config = small_config(records)
     train(config, tmp_path)
@@ -316,6 +328,7 @@ def test_another_network_cannot_resume(records, tmp_path):
         train(wider, tmp_path, allow_changes=["model.width"])
 
 
+@pytest.mark.slow
 def test_options_that_differ_from_the_checkpoints_are_listed_and_refused(records, tmp_path):
     config = small_config(records)
     train(config, tmp_path)
@@ -333,12 +346,14 @@ def test_options_that_differ_from_the_checkpoints_are_listed_and_refused(records
     assert read_metrics(tmp_path)[-1]["step"] == 6
 
 
+@pytest.mark.slow
 def test_without_validation_split_the_latest_model_is_kept(tmp_path):
     records = make_records(tmp_path / "records", {"train": 6})
     train(small_config(records), tmp_path / "run")
     assert open_model_dir(tmp_path / "run").progress["step"] == 4
 
 
+@pytest.mark.slow
 def test_model_directory_holds_the_checkpoint(records, tmp_path):
     config = small_config(records, steps=2)
     train(config, tmp_path)
@@ -379,6 +394,7 @@ def test_an_encoder_that_is_gone_is_refused(records, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_best_model_whose_checkpoint_is_lost_is_kept(records, tmp_path):
     config = small_config(records)
     best = train(config, tmp_path) / "model.safetensors"

@@ -44,6 +44,7 @@ def shown(tmp_path_factory):
     return config, values_of(folder / "run")
 
 
+@pytest.mark.slow
 def test_scalars_come_with_the_shares_of_time(shown):
     _, values = shown
     for step in (1, 2, 3, 4):

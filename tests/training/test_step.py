@@ -57,6 +57,7 @@ def test_bfloat16_learns_as_float32_does():
     assert rounded[-10:].mean() == pytest.approx(exact[-10:].mean(), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "parts"),
     [
@@ -82,6 +83,7 @@ def test_with_bfloat16_the_state_and_the_metrics_stay_float32(objective, parts):
     assert any("bf16" in line and "dot_general" in line for line in jaxpr.splitlines())
 
 
+@pytest.mark.slow
 def test_rematerialisation_gives_the_same_step():
     trainers = [Trainer(config_of(remat=remat)) for remat in (False, True)]
     state, batch = trainers[0].init(), tones(trainers[0].config, 0)

@@ -109,6 +109,7 @@ def write_steps() -> None:
     np.savez_compressed(FILE, **arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SINGLE, "sweep"])
 def test_steps_equal_those_of_the_old_version(name):
     found = found_steps(name)

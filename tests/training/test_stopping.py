@@ -28,6 +28,7 @@ def run(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_is_told_and_ends_the_process():
     hung = run("def hang():\n    time.sleep(30)\nwith Watchdog(1):\n    hang()\nprint('over')")
     assert hung.returncode == 1
@@ -35,6 +36,7 @@ def test_a_step_that_hangs_is_told_and_ends_the_process():
     assert hung.stdout == ""
 
 
+@pytest.mark.slow
 def test_steps_that_come_in_time_are_left_alone():
     fine = run("with Watchdog(1) as dog:\n    for _ in range(5):\n        time.sleep(0.4)\n        dog.step()\n"
                "time.sleep(1.5)\nprint('over')")  # fmt: skip

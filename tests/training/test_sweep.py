@@ -115,6 +115,7 @@ def weights(workdir: Path) -> bytes:
     return (open_model_dir(workdir).folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_a_workdir_a_member_and_its_report(clip_records, tmp_path, capsys):
     config = small_config(clip_records)
     page = sweep(config, tmp_path / "sweep", [Variation(GAMMA, (0.0, 1.5))], num_mixtures=4)
@@ -140,6 +141,7 @@ def test_a_sweep_writes_a_workdir_a_member_and_its_report(clip_records, tmp_path
     assert first == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_member_goes_on_as_a_single_run(records, tmp_path):
     configs = gammas_of(small_config(records), 0.0, 1.5)
     train_together(configs, [tmp_path / "a", tmp_path / "b"])
@@ -167,6 +169,7 @@ def check_equal(folders, wanted) -> None:
         assert weights(folder) == weights(other)
 
 
+@pytest.mark.slow
 def test_resumed_members_equal_uninterrupted_ones(records, tmp_path, unbroken):
     folders = [tmp_path / name for name in "abc"]
     train_together(gammas_of(small_config(records, steps=4), 0.0, 0.5, 1.5), folders)
@@ -174,6 +177,7 @@ def test_resumed_members_equal_uninterrupted_ones(records, tmp_path, unbroken):
     check_equal(folders, unbroken)
 
 
+@pytest.mark.slow
 def test_members_that_were_killed_between_their_saves_go_on_from_the_last_step_of_all(records, tmp_path, unbroken):
     configs, folders = gammas_of(small_config(records, steps=6), 0.0, 0.5, 1.5), [tmp_path / name for name in "abc"]
     save = Checkpoints.save
@@ -193,6 +197,7 @@ def test_members_that_were_killed_between_their_saves_go_on_from_the_last_step_o
     check_equal(folders, unbroken)
 
 
+@pytest.mark.slow
 def test_no_member_begins_a_save_before_the_last_one_of_all_is_on_disk(records, tmp_path, monkeypatch):
     wait, save, told = Checkpoints.wait, Checkpoints.save, []
 
@@ -210,6 +215,7 @@ def test_no_member_begins_a_save_before_the_last_one_of_all_is_on_disk(records, 
     assert {("wait", "a"), ("wait", "b")} <= set(told[:first])
 
 
+@pytest.mark.slow
 def test_the_others_go_on_without_a_member_that_diverges(clip_records, tmp_path):
     """Its parameters overflow at once; it is told by name, and the other is what it would have been without it."""
     rates = Variation("optimizer.learning_rate", (1e-3, 1e38))
@@ -235,6 +241,7 @@ def test_the_others_go_on_without_a_member_that_diverges(clip_records, tmp_path)
     )
 
 
+@pytest.mark.slow
 def test_a_member_that_was_given_up_stays_so_when_the_run_goes_on(records, tmp_path):
     config, folders = small_config(records), [tmp_path / "a", tmp_path / "b"]
     config = replace(config, optimizer=replace(config.optimizer, warmup_steps=1))
@@ -251,6 +258,7 @@ def test_a_member_that_was_given_up_stays_so_when_the_run_goes_on(records, tmp_p
     assert read_metrics(folders[0])[-1]["step"] == 6
 
 
+@pytest.mark.slow
 def test_members_without_a_common_step_are_refused_and_nothing_is_lost(records, tmp_path):
     configs, folders = gammas_of(small_config(records), 0.0, 1.5), [tmp_path / "a", tmp_path / "b"]
     train_together(configs, folders)
@@ -278,6 +286,7 @@ def test_members_without_a_common_step_are_refused_and_nothing_is_lost(records, 
         train_together([replace(c, checkpoint=replace(c.checkpoint, keep_latest=1)) for c in configs], folders)
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_where_every_member_diverges(records, tmp_path):
     config = small_config(records)
     config = replace(config, optimizer=replace(config.optimizer, warmup_steps=1))
@@ -286,6 +295,7 @@ def test_a_sweep_ends_where_every_member_diverges(records, tmp_path):
         sweep(config, tmp_path / "sweep", [rates], num_mixtures=0)
 
 
+@pytest.mark.slow
 def test_when_the_last_member_diverges_the_report_of_all_is_written(records, tmp_path, monkeypatch):
     config = small_config(records)
     losses = iter([[0.5, math.nan], [math.nan, 0.5]])
@@ -348,6 +358,7 @@ def test_all_combinations_are_members_and_each_is_checked():
         members_of(config, [Variation("objective.regularizer", ("sum", "product"))])
 
 
+@pytest.mark.slow
 def test_a_workdir_of_something_else_is_refused(records, tmp_path):
     config = small_config(records, steps=1)
     gammas = Variation(GAMMA, (0.0, 0.5))

@@ -24,6 +24,7 @@ def traces_of(folder):
     return list(folder.glob("plugins/profile/*/*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_a_window_of_steps_is_recorded(records, tmp_path, capsys):
     trace = timing.StepTrace(2, 3, tmp_path / "tensorboard")
     train(small_config(records), tmp_path, trace=trace)
@@ -32,11 +33,13 @@ def test_a_window_of_steps_is_recorded(records, tmp_path, capsys):
     assert f"is in {tmp_path / 'tensorboard'}." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_window_that_the_run_does_not_reach_the_end_of_is_recorded_too(records, tmp_path):
     train(small_config(records), tmp_path, trace=timing.StepTrace(4, 9, tmp_path / "tensorboard"))
     assert len(traces_of(tmp_path / "tensorboard")) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_within_the_window_records_the_rest(records, tmp_path, capsys):
     train(small_config(records, steps=2), tmp_path)
     trace = timing.StepTrace(1, 3, tmp_path / "tensorboard")
@@ -47,6 +50,7 @@ def test_a_run_that_goes_on_within_the_window_records_the_rest(records, tmp_path
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_without_a_window_nothing_is_recorded(records, tmp_path):
     train(small_config(records), tmp_path)
     assert traces_of(tmp_path / "tensorboard") == []
