@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -14,10 +13,8 @@ from clipsep_jax.config import SpectrogramConfig
 from clipsep_jax.evaluation.tables import lines_of
 from clipsep_jax.metrics import CHIEF, METRICS
 from clipsep_jax.pages import finish_axes, html_image, html_table, plot_curve, save_figure, write_page
-from clipsep_jax.spectrogram import stft
+from clipsep_jax.spectrogram_pictures import draw_sounds
 from clipsep_jax.training.curves import read_metrics
-
-_FLOOR_DB = -70.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ def write_report(out: Path, report: dict[str, Any], examples: Sequence[Example])
     curves = save_figure(_curves(read_metrics(out / "run")), figures / "curves.png")
     parts = [_INTRODUCTION, _score_table(report), "<h2>Training</h2>", html_image(curves, out), "<h2>Examples</h2>"]
     for number, example in enumerate(examples):
-        picture = save_figure(_spectrograms(example), figures / f"example_{number}.png")
+        picture = save_figure(draw_sounds(example.sounds, example.spectrogram), figures / f"example_{number}.png")
         parts += [_example_title(example), html_image(picture, out), _players(example, out)]
     seconds = ", ".join(f"{name} {value:.0f} s" for name, value in report["seconds"].items())
     parts.append(f"<p>Time: {html.escape(seconds)}.</p>")
@@ -100,22 +97,3 @@ def _curves(metrics: Sequence[dict[str, Any]]) -> Figure:
     plot_curve(activation, metrics, "mean_noise_activation", "noise masks")
     finish_axes(activation, "mean activation (sum of two masks)")
     return figure
-
-
-def _spectrograms(example: Example) -> Figure:
-    figure = Figure(figsize=(12, 3), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, len(example.sounds), sharey=True))
-    levels = {name: _decibels(sound, example.spectrogram) for name, sound in example.sounds.items()}
-    top = max(level.max() for level in levels.values())
-    for plot, (name, level) in zip(axes, levels.items(), strict=True):
-        seconds = len(example.sounds[name]) / example.spectrogram.sample_rate_hz
-        extent = (0, seconds, 0, example.spectrogram.sample_rate_hz / 2000)
-        plot.imshow(level, origin="lower", aspect="auto", vmin=top + _FLOOR_DB, vmax=top, extent=extent, cmap="magma")
-        plot.set(title=name, xlabel="s")
-    axes[0].set_ylabel("kHz")
-    return figure
-
-
-def _decibels(sound: np.ndarray, config: SpectrogramConfig) -> np.ndarray:
-    magnitude = np.abs(np.asarray(stft(jnp.asarray(sound), config)))
-    return 20 * np.log10(np.maximum(magnitude, 1e-5))

@@ -6,16 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
-from matplotlib.figure import Figure
 
 from clipsep_jax.mixing import apply_gain
 from clipsep_jax.spectrogram import apply_masks, stft
+from clipsep_jax.spectrogram_pictures import draw_images
 from clipsep_jax.structures import Batch
 from clipsep_jax.training.devices import put_batch, replicated
 from clipsep_jax.training.setup import Run
 from clipsep_jax.training.tensorboard import Board
-
-_FLOOR_DB = -70
 
 
 class Previews:
@@ -41,7 +39,9 @@ class Previews:
     def _write(self, board: Board, step: int, pictures: dict[str, np.ndarray], sounds: dict[str, np.ndarray]) -> None:
         rate = self._run.config.spectrogram.sample_rate_hz
         for number in range(len(sounds["mixture"])):
-            board.picture(f"mixture_{number}", step, draw({name: images[number] for name, images in pictures.items()}))
+            board.picture(
+                f"mixture_{number}", step, draw_images({name: images[number] for name, images in pictures.items()})
+            )
             for name, waves in sounds.items():
                 board.sound(f"mixture_{number}/{name}", step, waves[number], rate)
 
@@ -65,14 +65,3 @@ class Previews:
         if logits.noise is not None:
             pictures["noise masks"] = jax.nn.sigmoid(logits.noise).sum(axis=1)
         return pictures, sounds
-
-
-def draw(pictures: dict[str, np.ndarray]) -> Figure:
-    """Images [K T] side by side: a mixture in dB first, then masks from 0 to 1."""
-    figure = Figure(figsize=(2.2 * len(pictures), 2.4), layout="constrained")
-    for axes, (name, image) in zip(figure.subplots(1, len(pictures)), pictures.items(), strict=True):
-        low, high = (image.max() + _FLOOR_DB, image.max()) if name.endswith("dB") else (0, 1)
-        axes.imshow(image, origin="lower", aspect="auto", vmin=low, vmax=high, cmap="magma")
-        axes.set_title(name, fontsize=9)
-        axes.set_axis_off()
-    return figure
