@@ -79,45 +79,50 @@ def download(
 ) -> list[DownloadLine]:
     """Fetch the videos into `out/ID.mp4` (or another suffix of videos), and add a line each to `out/download.jsonl`.
 
-    Videos that are there, or known to be gone, are passed over; a half-fetched file is continued.
+    Videos that are there, or known to be gone, are skipped; a half-fetched file is continued. Returns the last line of
+    each id.
 
     Args:
         url: of a video, with {} for its id.
         pause_seconds: between two videos.
         retry_gone: ask again for those that were gone.
 
-    Returns:
-        The last line of each id.
-
     Raises:
         InputError: yt-dlp is not installed, or the server refuses again and again.
     """
-    if url.count("{}") != 1:
-        raise InputError(f"The address {url!r} must hold {{}} once, in the place of the id.")
+    _check_url(url)
     out.mkdir(parents=True, exist_ok=True)
-    ledger = out / DOWNLOAD_LEDGER_NAME
-    known = {line.id: line for line in _read_lines(ledger)}
-    lines, num_blocked, asked = [], 0, False
+    known = {line.id: line for line in _read_lines(out / DOWNLOAD_LEDGER_NAME)}
+    lines, asked = list[DownloadLine](), False
     with tqdm(ids, unit="video", file=sys.stderr) as progress:
         for id in progress:
-            earlier, there = known.get(id), _downloaded(id, out)
-            if there:
-                line = there
-            elif earlier and earlier.reason == "gone" and not retry_gone:
-                line = earlier
-            else:
+            line = _settled(id, out, known.get(id), retry_gone)
+            if line is None:
                 if asked:
                     sleep(pause_seconds)
                 asked = True
                 line = _fetch(id, out, url.replace("{}", id))
-            if line != earlier:
-                _append(ledger, line)
+            if line != known.get(id):
+                _append(out / DOWNLOAD_LEDGER_NAME, line)
             lines.append(line)
             progress.set_postfix(failed=sum(line.status == "failed" for line in lines), refresh=False)
-            num_blocked = num_blocked + 1 if line.reason == "blocked" else 0
-            if num_blocked == MAX_BLOCKED:
-                raise InputError(f"The server refused {MAX_BLOCKED} times in a row ({line.detail}); go on later.")
+            _stop_where_blocked(lines)
     return lines
+
+
+def _stop_where_blocked(lines: Sequence[DownloadLine]) -> None:
+    if [line.reason for line in lines[-MAX_BLOCKED:]] == ["blocked"] * MAX_BLOCKED:
+        raise InputError(f"The server refused {MAX_BLOCKED} times in a row ({lines[-1].detail}); go on later.")
+
+
+def _check_url(url: str) -> None:
+    if url.count("{}") != 1:
+        raise InputError(f"The address {url!r} must hold {{}} once, in the place of the id.")
+
+
+def _settled(id: str, out: Path, earlier: DownloadLine | None, retry_gone: bool) -> DownloadLine | None:
+    """The line of a video that need not be asked for: it is there, or known to be gone."""
+    return _downloaded(id, out) or (earlier if earlier and earlier.reason == "gone" and not retry_gone else None)
 
 
 def _fetch(id: str, out: Path, url: str) -> DownloadLine:

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -97,11 +98,7 @@ def embed_record_set(records: Path, encoder: Encoder, *, drop_frames: bool = Fal
     table = None if known else _table_of(manifest, encoder)  # may fail, so before the first file is touched
     _take_manifest(records, options)
     (records / tfds.INFO_NAME).unlink(missing_ok=True)  # TensorFlow Datasets must not read it meanwhile either
-
-    def rewrite(old: list[Record]) -> list[Record]:
-        new = old if known else embed_records(old, encoder, batch_size)
-        return [replace(record, frames=()) for record in new] if drop_frames else new
-
+    rewrite = partial(_rewritten, encoder=None if known else encoder, drop_frames=drop_frames, batch_size=batch_size)
     splits = _rewrite_shards(records, manifest, rewrite)
     if not known:
         _replace_table(records / LABEL_EMBEDDINGS_NAME, table)
@@ -109,6 +106,12 @@ def embed_record_set(records: Path, encoder: Encoder, *, drop_frames: bool = Fal
     write_manifest(records, new)
     shutil.rmtree(records / EMBEDDING_NAME)
     return new
+
+
+def _rewritten(old: list[Record], encoder: Encoder | None, drop_frames: bool, batch_size: int) -> list[Record]:
+    """Records with embeddings by an encoder, or as they are, and with or without their pictures."""
+    new = embed_records(old, encoder, batch_size) if encoder else old
+    return [replace(record, frames=()) for record in new] if drop_frames else new
 
 
 def other_files(records: Path) -> dict[str, str]:

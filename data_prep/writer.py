@@ -126,15 +126,18 @@ def write_records(
     with _alone(out):
         finished = _claim(out, plan)
         if finished:
-            print(f"{out} already holds the records of these inputs: nothing to read.", file=sys.stderr)
             return finished
         starts = range(0, len(inputs), block_size)
         blocks = [Block(n, tuple(inputs[s : s + block_size]), out, audio_encoding) for n, s in enumerate(starts)]
-        todo = [block for block in blocks if not block.part.is_file() or _is_worth_another_try(block)]
-        if todo:
-            num_todo = sum(len(block.inputs) for block in todo)
-            (run or PoolRunner())(todo, read, len(inputs) - num_todo)
+        _write_unfinished(blocks, run or PoolRunner(), read)
         return _finish(blocks, plan, max_rejected, command)
+
+
+def _write_unfinished(blocks: Sequence[Block], run: Runner, read: Reader) -> None:
+    unfinished = [block for block in blocks if not block.part.is_file() or _is_worth_another_try(block)]
+    if unfinished:
+        num_done = sum(len(block.inputs) for block in blocks) - sum(len(block.inputs) for block in unfinished)
+        run(unfinished, read, num_done)
 
 
 def _make_folder(out: Path) -> None:
@@ -188,6 +191,7 @@ def _claim(out: Path, plan: str) -> Manifest | None:
     if finished:
         _expect(out, finished.inputs_sha256 == plan)
         _clear(out)
+        print(f"{out} already holds the records of these inputs: nothing to read.", file=sys.stderr)
         return finished
     if (out / _PLAN_NAME).is_file():
         _expect(out, read_json(out / _PLAN_NAME, "is damaged; delete its folder and prepare anew.", str) == plan)

@@ -28,8 +28,7 @@ _WITHOUT_TRACE = ("--out", "--workers", "--time-limit", "--max-rejected", "--run
 def describe(parser: argparse.ArgumentParser) -> None:
     """Add the sub-commands to the parser of `clipsep prepare`."""
     commands = parser.add_subparsers(metavar="SOURCE", required=True)
-
-    def add(name: str, function: Callable, text: str) -> argparse.ArgumentParser:
+    for name, (text, add_options, function) in _COMMANDS.items():
         command = commands.add_parser(
             name,
             help=text.split("\n")[0].rstrip("."),
@@ -37,119 +36,13 @@ def describe(parser: argparse.ArgumentParser) -> None:
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        add_options(command)
         command.set_defaults(run=function)
-        return command
-
-    _describe_sources(add)
-    _describe_others(add)
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Never called: each sub-command runs its own function."""
     raise AssertionError("a sub-command is required")
-
-
-_Add = Callable[[str, Callable, str], argparse.ArgumentParser]
-
-
-def _describe_sources(add: _Add) -> None:
-    videos = add(
-        "videos",
-        _videos,
-        "A folder of videos.\n\n"
-        "Reads every video below DIR and writes records, a manifest and ledger.jsonl (a line a file).\n"
-        "Running it again goes on where it stopped.\n\n"
-        "  clipsep prepare videos VIDEOS --labels labels.csv --out runs/videos --clip openai/clip-vit-base-patch32",
-    )
-    videos.add_argument("folder", type=Path, metavar="DIR", help="folder of videos")
-    videos.add_argument("--labels", type=Path, metavar="CSV", help="columns video,label and maybe split and group")
-    _add_picture_options(videos)
-    audio = add(
-        "audio",
-        _audio,
-        "A folder of recordings, for systems that need no pictures.\n\n"
-        "  clipsep prepare audio RECORDINGS --labels labels.csv --out runs/recordings",
-    )
-    audio.add_argument("folder", type=Path, metavar="DIR", help="folder of recordings")
-    audio.add_argument("--labels", type=Path, metavar="CSV", help="columns audio,label and maybe split and group")
-    _add_common_options(audio)
-    vggsound = add(
-        "vggsound",
-        _vggsound,
-        "VGGSound: 10 s from the start second of each row.\n\n"
-        "The videos may lie anywhere below DIR, whole (ID.mp4) or cut (ID_000030.mp4).\n\n"
-        "  clipsep prepare vggsound --csv vggsound.csv --videos VIDEOS --out runs/vggsound",
-    )
-    vggsound.add_argument("--csv", type=Path, required=True, help="its list: YouTube id, start second, label, split")
-    vggsound.add_argument("--videos", type=Path, required=True, metavar="DIR", help="folder of its videos")
-    vggsound.add_argument(
-        "--validation-share",
-        type=_share,
-        default=0.02,
-        metavar="X",
-        help="of the training videos, to validate with, as VGGSound has none (default: 0.02)",
-    )
-    _add_picture_options(vggsound)
-    music = add(
-        "music",
-        _music,
-        "MUSIC or MUSIC-21, solos or duets.\n\n"
-        "  clipsep prepare music --json MUSIC_solo_videos.json --videos VIDEOS --out runs/music",
-    )
-    music.add_argument("--json", type=Path, required=True, action="append", metavar="JSON", help="its list; repeatable")
-    music.add_argument("--videos", type=Path, required=True, metavar="DIR", help="folder of its videos, ID.mp4")
-    _add_picture_options(music)
-    official = add(
-        "official",
-        _official,
-        "A data set that the official code has extracted.\n\n"
-        "Its lists have the columns audio file, folder of frames, their number, and maybe label.\n\n"
-        "  clipsep prepare official train.csv val.csv test.csv --root . --out runs/official",
-    )
-    official.add_argument("lists", type=Path, nargs="+", metavar="LIST.csv", help="lists in the official format")
-    official.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder that their paths begin in")
-    official.add_argument("--prefix", default="", metavar="PATH", help="beginning of their paths to leave out")
-    official.add_argument("--split", choices=("train", "validation", "test"), help="default: told by a list's name")
-    _add_common_options(official)
-    official.add_argument("--clip", metavar="MODEL", help="Hugging Face CLIP folder or hub id: stores its embeddings")
-
-
-def _describe_others(add: _Add) -> None:
-    download = add(
-        "download",
-        _download,
-        "Fetch the videos of a list with yt-dlp.\n\n"
-        "One after the other, with pauses; running it again goes on. DIR/download.jsonl tells what became of each.\n"
-        "See to it that you may: the videos belong to others.\n\n"
-        "  clipsep prepare download vggsound.csv --out VIDEOS",
-    )
-    download.add_argument("list", type=Path, metavar="LIST", help="vggsound.csv, a list of MUSIC, or an id a line")
-    download.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    download.add_argument("--pause", type=_seconds, default=5.0, metavar="SECONDS", help="between videos (default: 5)")
-    download.add_argument("--url", metavar="URL", help="of a video, {} for its id (default: YouTube's)")
-    download.add_argument("--retry-gone", action="store_true", help="ask again for videos that were gone")
-    embed = add(
-        "embed",
-        _embed,
-        "Embeddings of the pictures in finished records.\n\n"
-        "Embeds the stored pictures again, by another encoder; rerun to go on.\n\n"
-        "  clipsep prepare embed data/music --encoder clip:openai/clip-vit-base-patch32\n"
-        "  clipsep prepare embed data/music --encoder resnet18:microsoft/resnet-18",
-    )
-    embed.add_argument("records", type=Path, metavar="RECORDS", help="folder of records")
-    embed.add_argument("--encoder", required=True, metavar="KIND:MODEL", help="clip:MODEL or resnet18:MODEL")
-    embed.add_argument("--drop-frames", action="store_true", help="keep only the embeddings, not the pictures")
-    report = add("report", _report, "What a preparation gave: reasons, hours, coverage, and a plot of the loudness.")
-    report.add_argument("records", type=Path, metavar="RECORDS", help="folder that `clipsep prepare` has written")
-    report.add_argument(
-        "--out", type=Path, metavar="DIR", help="where coverage.csv and loudness.png go (default: RECORDS)"
-    )
-    verify = add("verify", _verify, "Check every byte of finished records.")
-    verify.add_argument("records", type=Path, metavar="RECORDS", help="folder of records")
-    table = add("table", _table, "Embeddings of labels by any sentence encoder, for BERTSep.")
-    table.add_argument("labels", type=Path, metavar="LABELS.txt", help="one label a line")
-    table.add_argument("vectors", type=Path, metavar="VECTORS.npy", help="float32 array [labels, width]")
-    table.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="file to write")
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -184,17 +77,22 @@ def _share(text: str) -> float:
     return number
 
 
+def _add_videos_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of videos")
+    parser.add_argument("--labels", type=Path, metavar="CSV", help="columns video,label and maybe split and group")
+    _add_picture_options(parser)
+
+
 def _videos(options: argparse.Namespace, _: Sequence[str]) -> None:
     from clipsep_jax.data_prep.sources.videos import find_videos
 
     _prepare_videos(options, find_videos(options.folder, options.labels))
 
 
-def _prepare_videos(options: argparse.Namespace, inputs: "list[Input]") -> None:
-    from clipsep_jax.data_prep.sources.videos import read_video
-
-    read = partial(read_video, reject_still=options.reject_still)
-    _prepare(options, inputs, read, f"videos, reject_still={options.reject_still}")
+def _add_audio_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of recordings")
+    parser.add_argument("--labels", type=Path, metavar="CSV", help="columns audio,label and maybe split and group")
+    _add_common_options(parser)
 
 
 def _audio(options: argparse.Namespace, _: Sequence[str]) -> None:
@@ -203,10 +101,31 @@ def _audio(options: argparse.Namespace, _: Sequence[str]) -> None:
     _prepare(options, find_audio(options.folder, options.labels), read_audio, "audio")
 
 
+def _add_vggsound_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--csv", type=Path, required=True, help="its list: YouTube id, start second, label, split")
+    parser.add_argument("--videos", type=Path, required=True, metavar="DIR", help="folder of its videos")
+    parser.add_argument(
+        "--validation-share",
+        type=_share,
+        default=0.02,
+        metavar="X",
+        help="of the training videos, to validate with, as VGGSound has none (default: 0.02)",
+    )
+    _add_picture_options(parser)
+
+
 def _vggsound(options: argparse.Namespace, _: Sequence[str]) -> None:
     from clipsep_jax.data_prep.sources.vggsound import find_vggsound
 
     _prepare_videos(options, find_vggsound(options.csv, options.videos, options.validation_share))
+
+
+def _add_music_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", type=Path, required=True, action="append", metavar="JSON", help="its list; repeatable"
+    )
+    parser.add_argument("--videos", type=Path, required=True, metavar="DIR", help="folder of its videos, ID.mp4")
+    _add_picture_options(parser)
 
 
 def _music(options: argparse.Namespace, _: Sequence[str]) -> None:
@@ -215,11 +134,122 @@ def _music(options: argparse.Namespace, _: Sequence[str]) -> None:
     _prepare_videos(options, find_music(options.json, options.videos))
 
 
+def _add_official_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("lists", type=Path, nargs="+", metavar="LIST.csv", help="lists in the official format")
+    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder that their paths begin in")
+    parser.add_argument("--prefix", default="", metavar="PATH", help="beginning of their paths to leave out")
+    parser.add_argument("--split", choices=("train", "validation", "test"), help="default: told by a list's name")
+    _add_common_options(parser)
+    parser.add_argument("--clip", metavar="MODEL", help="Hugging Face CLIP folder or hub id: stores its embeddings")
+
+
 def _official(options: argparse.Namespace, _: Sequence[str]) -> None:
     from clipsep_jax.data_prep.sources.official import find_official, read_official
 
     inputs = find_official(options.lists, options.root, options.prefix, options.split)
     _prepare(options, inputs, read_official, "official")
+
+
+def _add_download_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("list", type=Path, metavar="LIST", help="vggsound.csv, a list of MUSIC, or an id a line")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--pause", type=_seconds, default=5.0, metavar="SECONDS", help="between videos (default: 5)")
+    parser.add_argument("--url", metavar="URL", help="of a video, {} for its id (default: YouTube's)")
+    parser.add_argument("--retry-gone", action="store_true", help="ask again for videos that were gone")
+
+
+def _download(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from clipsep_jax.data_prep.download import DOWNLOAD_LEDGER_NAME, URL, download, read_ids
+
+    lines = download(
+        read_ids(options.list),
+        options.out,
+        url=options.url or URL,
+        pause_seconds=options.pause,
+        retry_gone=options.retry_gone,
+    )
+    num_there = sum(line.status == "downloaded" for line in lines)
+    print(f"{num_there} of {len(lines)} videos are in {options.out}; see {options.out / DOWNLOAD_LEDGER_NAME}.")
+
+
+def _add_embed_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("records", type=Path, metavar="RECORDS", help="folder of records")
+    parser.add_argument("--encoder", required=True, metavar="KIND:MODEL", help="clip:MODEL or resnet18:MODEL")
+    parser.add_argument("--drop-frames", action="store_true", help="keep only the embeddings, not the pictures")
+
+
+def _embed(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from clipsep_jax.data_prep.embed import embed_record_set
+    from clipsep_jax.encoders.registry import load_encoder
+
+    manifest = embed_record_set(options.records, load_encoder(options.encoder), drop_frames=options.drop_frames)
+    assert manifest.encoder is not None
+    print(f"{options.records} holds embeddings of size {manifest.encoder.query_size} by {manifest.encoder.name}.")
+
+
+def _add_report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("records", type=Path, metavar="RECORDS", help="folder that `clipsep prepare` has written")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where coverage.csv and loudness.png go (default: RECORDS)"
+    )
+
+
+def _report(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from clipsep_jax.data_prep.coverage import (
+        COVERAGE_NAME,
+        LOUDNESS_NAME,
+        coverage,
+        coverage_table,
+        plot_loudness,
+        summary,
+        write_coverage,
+    )
+    from clipsep_jax.data_prep.ledger import LEDGER_NAME, read_ledger
+
+    ledger = read_ledger(options.records / LEDGER_NAME)
+    rows, out = coverage(ledger), options.out or options.records
+    out.mkdir(parents=True, exist_ok=True)
+    print(summary(ledger), coverage_table(rows), sep="\n\n", end="\n\n")
+    write_coverage(out / COVERAGE_NAME, rows)
+    plot_loudness(out / LOUDNESS_NAME, ledger)
+    print(f"The coverage is in {out / COVERAGE_NAME}, the loudness in {out / LOUDNESS_NAME}.")
+
+
+def _add_verify_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("records", type=Path, metavar="RECORDS", help="folder of records")
+
+
+def _verify(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from clipsep_jax.data_prep.verify import verify
+
+    num_problems = 0
+    for problem in verify(options.records):
+        print(problem)
+        num_problems += 1
+    if num_problems:
+        raise InputError(f"{options.records} is damaged: {num_problems} problems, listed above.")
+    print(f"{options.records} is intact.")
+
+
+def _add_table_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("labels", type=Path, metavar="LABELS.txt", help="one label a line")
+    parser.add_argument("vectors", type=Path, metavar="VECTORS.npy", help="float32 array [labels, width]")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="file to write")
+
+
+def _table(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from clipsep_jax.queries.table import read_table
+
+    table = read_table(options.labels, options.vectors)
+    table.save(options.out)
+    print(f"{options.out} holds {len(table.labels)} embeddings of size {table.vectors.shape[1]}.")
+
+
+def _prepare_videos(options: argparse.Namespace, inputs: "list[Input]") -> None:
+    from clipsep_jax.data_prep.sources.videos import read_video
+
+    read = partial(read_video, reject_still=options.reject_still)
+    _prepare(options, inputs, read, f"videos, reject_still={options.reject_still}")
 
 
 def _prepare(options: argparse.Namespace, inputs: "list[Input]", read: "Reader", reading: str) -> None:
@@ -280,65 +310,71 @@ def _remembered(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _download(options: argparse.Namespace, _: Sequence[str]) -> None:
-    from clipsep_jax.data_prep.download import DOWNLOAD_LEDGER_NAME, URL, download, read_ids
-
-    lines = download(
-        read_ids(options.list),
-        options.out,
-        url=options.url or URL,
-        pause_seconds=options.pause,
-        retry_gone=options.retry_gone,
-    )
-    num_there = sum(line.status == "downloaded" for line in lines)
-    print(f"{num_there} of {len(lines)} videos are in {options.out}; see {options.out / DOWNLOAD_LEDGER_NAME}.")
-
-
-def _embed(options: argparse.Namespace, _: Sequence[str]) -> None:
-    from clipsep_jax.data_prep.embed import embed_record_set
-    from clipsep_jax.encoders.registry import load_encoder
-
-    manifest = embed_record_set(options.records, load_encoder(options.encoder), drop_frames=options.drop_frames)
-    assert manifest.encoder is not None
-    print(f"{options.records} holds embeddings of size {manifest.encoder.query_size} by {manifest.encoder.name}.")
-
-
-def _report(options: argparse.Namespace, _: Sequence[str]) -> None:
-    from clipsep_jax.data_prep.coverage import (
-        COVERAGE_NAME,
-        LOUDNESS_NAME,
-        coverage,
-        coverage_table,
-        plot_loudness,
-        summary,
-        write_coverage,
-    )
-    from clipsep_jax.data_prep.ledger import LEDGER_NAME, read_ledger
-
-    ledger = read_ledger(options.records / LEDGER_NAME)
-    rows, out = coverage(ledger), options.out or options.records
-    out.mkdir(parents=True, exist_ok=True)
-    print(summary(ledger), coverage_table(rows), sep="\n\n", end="\n\n")
-    write_coverage(out / COVERAGE_NAME, rows)
-    plot_loudness(out / LOUDNESS_NAME, ledger)
-    print(f"The coverage is in {out / COVERAGE_NAME}, the loudness in {out / LOUDNESS_NAME}.")
-
-
-def _verify(options: argparse.Namespace, _: Sequence[str]) -> None:
-    from clipsep_jax.data_prep.verify import verify
-
-    num_problems = 0
-    for problem in verify(options.records):
-        print(problem)
-        num_problems += 1
-    if num_problems:
-        raise InputError(f"{options.records} is damaged: {num_problems} problems, listed above.")
-    print(f"{options.records} is intact.")
-
-
-def _table(options: argparse.Namespace, _: Sequence[str]) -> None:
-    from clipsep_jax.queries.table import read_table
-
-    table = read_table(options.labels, options.vectors)
-    table.save(options.out)
-    print(f"{options.out} holds {len(table.labels)} embeddings of size {table.vectors.shape[1]}.")
+# By name: what its help says, its options, and what it does.
+_COMMANDS: dict[str, tuple[str, Callable, Callable]] = {
+    "videos": (
+        "A folder of videos.\n\n"
+        "Reads every video below DIR and writes records, a manifest and ledger.jsonl (a line a file).\n"
+        "Running it again goes on where it stopped.\n\n"
+        "  clipsep prepare videos VIDEOS --labels labels.csv --out runs/videos --clip openai/clip-vit-base-patch32",
+        _add_videos_options,
+        _videos,
+    ),
+    "audio": (
+        "A folder of recordings, for systems that need no pictures.\n\n"
+        "  clipsep prepare audio RECORDINGS --labels labels.csv --out runs/recordings",
+        _add_audio_options,
+        _audio,
+    ),
+    "vggsound": (
+        "VGGSound: 10 s from the start second of each row.\n\n"
+        "The videos may lie anywhere below DIR, whole (ID.mp4) or cut (ID_000030.mp4).\n\n"
+        "  clipsep prepare vggsound --csv vggsound.csv --videos VIDEOS --out runs/vggsound",
+        _add_vggsound_options,
+        _vggsound,
+    ),
+    "music": (
+        "MUSIC or MUSIC-21, solos or duets.\n\n"
+        "  clipsep prepare music --json MUSIC_solo_videos.json --videos VIDEOS --out runs/music",
+        _add_music_options,
+        _music,
+    ),
+    "official": (
+        "A data set that the official code has extracted.\n\n"
+        "Its lists have the columns audio file, folder of frames, their number, and maybe label.\n\n"
+        "  clipsep prepare official train.csv val.csv test.csv --root . --out runs/official",
+        _add_official_options,
+        _official,
+    ),
+    "download": (
+        "Fetch the videos of a list with yt-dlp.\n\n"
+        "One after the other, with pauses; running it again goes on. DIR/download.jsonl tells what became of each.\n"
+        "Make sure that you are allowed to: the videos belong to others.\n\n"
+        "  clipsep prepare download vggsound.csv --out VIDEOS",
+        _add_download_options,
+        _download,
+    ),
+    "embed": (
+        "Embeddings of the pictures in finished records.\n\n"
+        "Embeds the stored pictures again, by another encoder; rerun to go on.\n\n"
+        "  clipsep prepare embed data/music --encoder clip:openai/clip-vit-base-patch32\n"
+        "  clipsep prepare embed data/music --encoder resnet18:microsoft/resnet-18",
+        _add_embed_options,
+        _embed,
+    ),
+    "report": (
+        "What a preparation gave: reasons, hours, coverage, and a plot of the loudness.",
+        _add_report_options,
+        _report,
+    ),
+    "verify": (
+        "Check every byte of finished records.",
+        _add_verify_options,
+        _verify,
+    ),
+    "table": (
+        "Embeddings of labels by any sentence encoder, for BERTSep.",
+        _add_table_options,
+        _table,
+    ),
+}

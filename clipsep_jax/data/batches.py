@@ -122,14 +122,10 @@ def build_batches(
     """
     import grain
 
-    num_sources = config.data.num_sources
-    if len(split) < num_sources:
-        raise InputError(
-            f"The split {split.name!r} of {split.folder} has {len(split)} clips, too few for mixtures of {num_sources}."
-        )
+    _check_size(split, config.data.num_sources)
 
     def batched(clips: Any) -> Any:
-        return clips.batch(num_sources).batch(batch_size)
+        return clips.batch(config.data.num_sources).batch(batch_size)
 
     ordered = grain.MapDataset.source(range(len(split))).seed(config.train.seed).shuffle().repeat()
     read = TolerantReader(split, reader)
@@ -137,3 +133,10 @@ def build_batches(
     if reader.query is not None:
         dataset = dataset.map_with_index(lambda step, batch: batch | {"query": of_step(batch["query"], step)})
     return Batches(dataset, batched(ordered), num_processes, split, read, config.data.read_threads)
+
+
+def _check_size(split: RecordSplit, num_sources: int) -> None:
+    if len(split) < num_sources:
+        raise InputError(
+            f"The split {split.name!r} of {split.folder} has {len(split)} clips, too few for mixtures of {num_sources}."
+        )

@@ -74,11 +74,9 @@ def run_demo(
     Raises:
         InputError: the videos or the labels cannot be used.
     """
-    if videos is None and (labels or clip):
-        raise InputError("--labels and --clip describe your own videos; give them with --videos.")
     watch = Stopwatch()
     with watch.stage("data", "Making records and their query encoder"):
-        records, config = _toy(out, steps) if videos is None else _own(out, steps, videos, labels, clip)
+        records, config = _own(out, steps, videos, labels, clip) if videos else _toy(out, steps, labels, clip)
     # Refuses what cannot be scored before training.
     draw_mixtures(records.split("test").entries, NUM_MIXTURES, num_sources_of(config), seed=0)
     with watch.stage("train", "Training CLIPSep-NIT on sounds and pictures; text is not used"):
@@ -92,14 +90,19 @@ def run_demo(
     report = summary | {"loss": _fall(read_metrics(out / "run")), "seconds": watch.report()}
     write_json(out / "report.json", report)
     path = write_report(out, report, examples)
-    print(table(summary))
-    loss = report["loss"]
-    print(f"Training loss: {loss['first_tenth']:.3f} in the first tenth, {loss['last_tenth']:.3f} in the last.")
-    print(f"{report['seconds']['total']:.0f} s in all.")
+    _print(summary, report["loss"], report["seconds"]["total"])
     return path
 
 
-def _toy(out: Path, steps: int | None) -> tuple[RecordSet, Config]:
+def _print(summary: dict[str, Any], loss: dict[str, float], seconds: float) -> None:
+    print(table(summary))
+    print(f"Training loss: {loss['first_tenth']:.3f} in the first tenth, {loss['last_tenth']:.3f} in the last.")
+    print(f"{seconds:.0f} s in all.")
+
+
+def _toy(out: Path, steps: int | None, labels: Path | None, clip: str | None) -> tuple[RecordSet, Config]:
+    if labels or clip:
+        raise InputError("--labels and --clip describe your own videos; give them with --videos.")
     config = clipsep_nit.get_config("toy")
     config.data.records = str(out / "records")
     config.train.steps = steps or config.train.steps
