@@ -25,6 +25,7 @@ T = TypeVar("T")
 QueryKind = Literal["image", "text", "hybrid", "label", "sentence", "none"]
 
 CONFIGS_FOLDER = Path(__file__).parent / "configs"
+MOST_ASSIGNMENTS = 4_096  # of masks to mixtures, all of which a step tries
 SAMPLE_RATE_HZ = 16_000  # of records, models and everything that is separated
 
 
@@ -61,6 +62,7 @@ class MixingConfig:
 
     weighted: bool = True  # weight bins by log(1 + magnitude), else equally
     targets: Literal["binary", "ratio"] = "binary"  # where a source has more than half, or its share
+    sources_per_target: int = 1  # more: a target is a mixture itself, for the mixture invariant objective
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class ModelConfig:
 class ObjectiveConfig:
     """The loss; see objectives.py."""
 
-    name: Literal["weighted", "permutation_invariant", "noise_invariant"] = "weighted"
+    name: Literal["weighted", "permutation_invariant", "noise_invariant", "mixture_invariant"] = "weighted"
     criterion: Literal["bce", "l1"] = "bce"  # between a mask and its target
     gamma: float = 0.25  # the mean noise activation that costs nothing
     regularizer_weight: float = 0.1
@@ -276,16 +278,39 @@ def _check(config: Config) -> None:
             f"The noise invariant objective needs config.model.num_noise_heads of at least {config.data.num_sources} "
             f"(one a source), not {config.model.num_noise_heads}."
         )
+    _check_targets(config)
     if config.model.fusion != "late" and config.model.num_noise_heads:
         raise InputError('Noise heads and learned queries need config.model.fusion = "late".')
     if (config.data.similar_pairs == "drop") != (config.data.num_dropped_pairs > 0):
         raise InputError('config.data.num_dropped_pairs goes with config.data.similar_pairs = "drop"; give a count.')
 
 
+def _check_targets(config: Config) -> None:
+    num_sources, together = config.data.num_sources, config.mixing.sources_per_target
+    if num_sources % together:
+        raise InputError(
+            f"config.data.num_sources is {num_sources}, which no whole number of targets of "
+            f"config.mixing.sources_per_target = {together} sources makes; choose a multiple."
+        )
+    if config.objective.name == "mixture_invariant":
+        ways = (num_sources // together) ** num_sources
+        if ways > MOST_ASSIGNMENTS:
+            raise InputError(
+                f"The mixture invariant objective would try {ways:,} ways to give targets their masks, of at most "
+                f"{MOST_ASSIGNMENTS:,}; choose fewer config.data.num_sources or more config.mixing.sources_per_target."
+            )
+    elif together > 1:
+        raise InputError(
+            f"config.mixing.sources_per_target = {together} makes mixtures the targets, which needs "
+            'config.objective.name = "mixture_invariant".'
+        )
+
+
 def _check_numbers(config: Config) -> None:
     positive = {
         "spectrogram": ("num_samples", "fft_size", "hop_samples", "num_warped_bins"),
         "model": ("num_levels", "width", "num_channels", "query_size"),
+        "mixing": ("sources_per_target",),
         "data": ("num_sources", "batch_size", "frames_per_clip", "read_threads"),
         "train": ("steps", "log_every", "validate_every", "validation_batches", "max_skipped_in_row", "hang_seconds"),
         "checkpoint": ("save_every", "keep_latest"),

@@ -48,8 +48,13 @@ def likeness_weight(query: Float[Array, "B 2 Q"], active: Bool[Array, ""]) -> Fl
 
 
 def mix(sources: Float[Array, "B N L"], spectrogram: SpectrogramConfig, config: MixingConfig) -> Mixture:
-    """Divides every source by N, sums them, and takes magnitudes, targets and weights on the log-frequency grid."""
-    spectra = stft(sources / sources.shape[1], spectrogram)
+    """Divides every source by N, sums them, and takes magnitudes, targets and weights on the log-frequency grid.
+
+    A target is made of `config.sources_per_target` sources together.
+    """
+    b, n, length = sources.shape
+    together = (sources / n).reshape(b, n // config.sources_per_target, config.sources_per_target, length).sum(axis=2)
+    spectra = stft(together, spectrogram)
     magnitude = warp(jnp.abs(spectra.sum(axis=1)) + 1e-10, spectrogram)
     magnitudes = warp(jnp.abs(spectra), spectrogram)
     targets = binary_masks(magnitudes, magnitude) if config.targets == "binary" else ratio_masks(magnitudes)

@@ -1,4 +1,4 @@
-"""The losses: weighted, permutation invariant, noise invariant (CLIPSep, section 3), each by BCE or L1.
+"""The losses: weighted, permutation, noise (CLIPSep, section 3) and mixture invariant, each by BCE or L1.
 
 An objective is a pytree: its formula is static, its numbers (such as gamma) are data of the compiled step.
 
@@ -9,7 +9,7 @@ gradient), here value and gradient stay the true ones. This departs from the off
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 import jax
@@ -33,10 +33,12 @@ class Criterion:
     Attributes:
         single: from the logits of a mask, and its target.
         summed: the same for the mask min(1, sigmoid(query) + sigmoid(noise)), from both logits.
+        mask: from a mask, and its target.
     """
 
     single: Callable[[Array, Array], Array]
     summed: Callable[[Array, Array, Array], Array]
+    mask: Callable[[Array, Array], Array]
 
 
 def bce_with_logits(logits: Array, targets: Array) -> Array:
@@ -61,6 +63,13 @@ def bce_of_summed_masks(query: Array, noise: Array, targets: Array) -> Array:
     return -(targets * log_mask + (1 - targets) * log_rest)
 
 
+def bce(masks: Array, targets: Array) -> Array:
+    """BCE(masks, targets) of masks in [0, 1], with the logarithms of a mask and of its rest at least -100."""
+    log_mask = jnp.maximum(jnp.log(jnp.maximum(masks, jnp.finfo(masks.dtype).tiny)), -100.0)
+    log_rest = jnp.where(masks < 1, jnp.log1p(-jnp.where(masks < 1, masks, 0)), -100.0)
+    return -(targets * log_mask + (1 - targets) * log_rest)
+
+
 def l1_with_logits(logits: Array, targets: Array) -> Array:
     """|sigmoid(logits) - targets|."""
     return jnp.abs(jax.nn.sigmoid(logits) - targets)
@@ -71,9 +80,14 @@ def l1_of_summed_masks(query: Array, noise: Array, targets: Array) -> Array:
     return jnp.abs(jnp.minimum(1.0, jax.nn.sigmoid(query) + jax.nn.sigmoid(noise)) - targets)
 
 
+def l1(masks: Array, targets: Array) -> Array:
+    """|masks - targets|."""
+    return jnp.abs(masks - targets)
+
+
 CRITERIA = {
-    "bce": Criterion(bce_with_logits, bce_of_summed_masks),
-    "l1": Criterion(l1_with_logits, l1_of_summed_masks),
+    "bce": Criterion(bce_with_logits, bce_of_summed_masks, bce),
+    "l1": Criterion(l1_with_logits, l1_of_summed_masks, l1),
 }
 
 
@@ -164,6 +178,31 @@ class NoiseInvariant:
         return (mixture.weight[:, None, None] * error).mean(axis=(-2, -1))
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MixtureInvariant:
+    """Mixture invariant training (Wisdom et al., 2020): the targets are mixtures of unknown sources.
+
+    Each mask goes to one target; min(1, sum of a target's masks) is compared with it. Of all ways to give S targets
+    N masks, S**N, the best one counts, per example.
+    """
+
+    criterion: Criterion = field(metadata=STATIC)
+
+    def __call__(self, logits: MaskLogits, mixture: Mixture, step: Int[Array, ""]) -> Loss:
+        masks = jax.nn.sigmoid(logits.query)
+        num_masks, num_targets = masks.shape[1], mixture.targets.shape[1]
+        ways = jax.nn.one_hot(jnp.array(list(product(range(num_targets), repeat=num_masks))), num_targets, axis=1)
+        fixed = jax.lax.stop_gradient(masks)
+        costs = jax.lax.map(lambda way: self._cost(jnp.einsum("sn,bnkt->bskt", way, fixed), mixture), ways)
+        best = ways[costs.argmin(axis=0)]  # [B S N]
+        return _loss(self._cost(jnp.einsum("bsn,bnkt->bskt", best, masks), mixture), logits)
+
+    def _cost(self, sums: Float[Array, "B S K T"], mixture: Mixture) -> Float[Array, " B"]:
+        error = self.criterion.mask(jnp.minimum(1, sums), mixture.targets)
+        return (mixture.weight[:, None] * error).mean(axis=(1, 2, 3))
+
+
 def build_objective(config: ObjectiveConfig) -> Objective:
     """The one place where an objective's name becomes a function of (logits, mixture, step)."""
     criterion = CRITERIA[config.criterion]
@@ -171,4 +210,9 @@ def build_objective(config: ObjectiveConfig) -> Objective:
         return NoiseInvariant(
             criterion, config.regularizer, config.gamma, config.regularizer_weight, config.noise_warmup_steps
         )
-    return PermutationInvariant(criterion) if config.name == "permutation_invariant" else Weighted(criterion)
+    by_criterion: dict[str, Callable[[Criterion], Objective]] = {
+        "weighted": Weighted,
+        "permutation_invariant": PermutationInvariant,
+        "mixture_invariant": MixtureInvariant,
+    }
+    return by_criterion[config.name](criterion)

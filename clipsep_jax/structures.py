@@ -3,7 +3,7 @@
 Shape letters, used in every signature of the package:
 
     B  examples in a batch          N  sources in a mixture (and queries, one a source)
-    M  noise masks                  S  targets of a loss (one a source, see `Mixture`)
+    M  noise masks                  S  targets of a loss (see `Mixture`)
     L  audio samples                T  spectrogram frames
     F  linear frequency bins (513)  K  log-frequency bins (256)
     Q  size of a query embedding    C  channels
@@ -45,8 +45,7 @@ class Mixture:
 
     Attributes:
         magnitude: warped magnitude of the mixture, above zero.
-        targets: masks in [0, 1] that the loss compares with. `mix` makes one a source. Objectives know of no sources,
-            so that there may be other targets, such as parts of the mixture, to which several masks are assigned.
+        targets: masks in [0, 1] that the loss compares with, one a source, or one for several sources together.
         weight: weight of each bin in the loss.
     """
 

@@ -1,5 +1,6 @@
 """Small records and configs that the tests share."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +18,7 @@ QUERY_SIZE = 6
 LABELS = ("buzz", "hiss", "hum")
 
 
-def make_record(number: int, *, seconds: float = 2.0) -> Record:
+def make_record(number: int, *, seconds: float = 2.0, labels: Sequence[str] = LABELS) -> Record:
     """A tone and noise of its own, with plain pictures and random embeddings."""
     rng = np.random.default_rng(number)
     time = np.arange(int(seconds * 16_000)) / 16_000
@@ -25,7 +26,7 @@ def make_record(number: int, *, seconds: float = 2.0) -> Record:
     count = max(1, int(seconds))
     return Record(
         id=f"clip{number}.mp4",
-        label=LABELS[number % len(LABELS)],
+        label=labels[number % len(labels)],
         audio=(np.clip(sound, -1, 1) * 32767).astype(np.int16),
         frames=tuple(plain_jpeg(number, i) for i in range(count)),
         frame_embeddings=rng.normal(size=(count, QUERY_SIZE)).astype(np.float32),
@@ -43,23 +44,24 @@ def make_records(
     folder: Path,
     counts: dict[str, int] | None = None,
     encoder: Encoder | None = None,
+    labels: Sequence[str] = LABELS,
 ) -> Path:
     """A folder of records with these many clips a split, with random embeddings or those of an encoder."""
     folder.mkdir(parents=True, exist_ok=True)
     splits, start = {}, 0
     for name, count in (counts or {"train": 9, "validation": 6, "test": 6}).items():
-        records = [make_record(start + i) for i in range(count)]
+        records = [make_record(start + i, labels=labels) for i in range(count)]
         if encoder:
             records = embed_records(records, encoder)
         splits[name] = (write_shard(folder / f"{name}-00000.tfrecord", records),)
         start += count
-    vectors = np.random.default_rng(1).normal(size=(len(LABELS), QUERY_SIZE)).astype(np.float32)
-    table = label_table(LABELS, encoder) if encoder else EmbeddingTable(LABELS, vectors)
+    vectors = np.random.default_rng(1).normal(size=(len(labels), QUERY_SIZE)).astype(np.float32)
+    table = label_table(labels, encoder) if encoder else EmbeddingTable(tuple(labels), vectors)
     table.save(folder / LABEL_EMBEDDINGS_NAME)
     info = EncoderInfo(encoder.name, encoder.sha256, encoder.query_size) if encoder else None
     manifest = Manifest(
         counts={"inputs": start, "accepted": start, "rejected": 0},
-        labels=dict.fromkeys(LABELS, 1),
+        labels=dict.fromkeys(labels, 1),
         splits=splits,
         encoder=info or EncoderInfo("owner/unknown", "0" * 64, QUERY_SIZE),
         inputs_sha256="",

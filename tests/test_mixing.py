@@ -32,6 +32,16 @@ def test_weight_is_the_clipped_log_of_the_magnitude_or_one():
     assert (mix(jnp.asarray(quiet), SPECTROGRAM, MixingConfig(weighted=False)).weight == 1).all()
 
 
+def test_a_target_may_be_of_several_sources_together():
+    """The mixture is the same; the targets are those of the sums."""
+    four = jnp.asarray(np.random.default_rng(3).uniform(-1, 1, (2, 4, 8191)).astype(np.float32))
+    single, double = (mix(four, SPECTROGRAM, MixingConfig(sources_per_target=n)) for n in (1, 2))
+    assert (single.targets.shape[1], double.targets.shape[1]) == (4, 2)
+    np.testing.assert_allclose(double.magnitude, single.magnitude, rtol=1e-4, atol=1e-5)
+    pairs = mix(jnp.stack([four[:, :2].sum(axis=1), four[:, 2:].sum(axis=1)], axis=1) / 2, SPECTROGRAM, MixingConfig())
+    np.testing.assert_array_equal(double.targets, pairs.targets)
+
+
 def test_ratio_targets_are_shares_even_in_silence():
     quiet = jnp.asarray(sources()).at[0].set(0)
     targets = mix(quiet, SPECTROGRAM, MixingConfig(targets="ratio")).targets

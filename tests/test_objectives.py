@@ -1,12 +1,13 @@
 """The losses against PyTorch, where PyTorch's clamping does not act; finite everywhere."""
 
-from itertools import permutations
+from itertools import permutations, product
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from clipsep_jax.config import ObjectiveConfig
 from clipsep_jax.objectives import best_assignment, build_objective
@@ -52,13 +53,17 @@ def test_loss_and_gradients_equal_pytorch(config, scale):
         assert np.linalg.norm(got - want) <= 1e-4 * np.linalg.norm(want)
 
 
-@pytest.mark.parametrize("name", ["weighted", "permutation_invariant", "noise_invariant"])
+@pytest.mark.parametrize("name", ["weighted", "permutation_invariant", "noise_invariant", "mixture_invariant"])
 @pytest.mark.parametrize("size", [20.0, 100.0, 1e4, 1e30])
 def test_loss_and_gradients_are_finite_at_any_logit(name, size):
     signs = jnp.array([[-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])[:, :, None, None]
     query = size * signs * jnp.ones((B, N, K, T))
     noise = -query.at[:, :, :2].multiply(0.999)
-    mixture = Mixture(jnp.ones((B, K, T)), (jnp.arange(T) % 2) * jnp.ones((B, N, K, T)), jnp.full((B, K, T), 10.0))
+    mixture = Mixture(
+        jnp.ones((B, K, T)),
+        jnp.broadcast_to(jnp.arange(T, dtype=jnp.float32) % 2, (B, N, K, T)),
+        jnp.full((B, K, T), 10.0),
+    )
     objective = build_objective(ObjectiveConfig(name=name))
 
     def loss(query, noise):
@@ -139,3 +144,41 @@ def test_l1_is_the_distance_of_masks(name):
     np.testing.assert_allclose(
         build_objective(config)(MaskLogits(query, noise), mixture, jnp.array(0)).value, expected, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("criterion", ["bce", "l1"])
+def test_mixture_invariance_takes_the_best_way_to_sum_masks_to_mixtures(criterion):
+    """Four masks, two targets: the value and the gradient of all ways tried in PyTorch."""
+    rng = np.random.default_rng(1)
+    logits, targets = rng.normal(-1, 2, (B, 4, K, T)), (rng.uniform(size=(B, 2, K, T)) > 0.5).astype(np.float64)
+    weight = rng.uniform(1e-3, 10, (B, K, T))
+    leaf = torch.tensor(logits, requires_grad=True)
+    masks, wanted, weights = torch.sigmoid(leaf), torch.tensor(targets), torch.tensor(weight)[:, None]
+    costs = []
+    for way in product(range(2), repeat=4):
+        sums = [sum((masks[:, n] for n in range(4) if way[n] == s), torch.zeros(B, K, T)) for s in range(2)]
+        together = torch.stack(sums, dim=1).clamp(max=1)
+        error = F.binary_cross_entropy(together, wanted, reduction="none") if criterion == "bce" else None
+        costs.append((weights * ((together - wanted).abs() if error is None else error)).mean(dim=(1, 2, 3)))
+    expected = torch.stack(costs).min(dim=0).values.mean()
+    expected.backward()
+
+    mixture = Mixture(jnp.ones((B, K, T)), jnp.float32(targets), jnp.float32(weight))
+    objective = build_objective(ObjectiveConfig(name="mixture_invariant", criterion=criterion))
+    value, gradient = jax.value_and_grad(lambda q: objective(MaskLogits(q), mixture, jnp.array(0)).value)(
+        jnp.float32(logits)
+    )
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
+    want = leaf.grad.numpy()
+    assert np.linalg.norm(gradient - want) <= 1e-4 * np.linalg.norm(want)
+
+
+def test_masks_that_make_up_the_mixtures_cost_nothing_in_any_order():
+    parts = jnp.asarray(np.random.default_rng(2).integers(0, 4, (B, 1, K, T)) == np.arange(4)[:, None, None])
+    targets = jnp.stack([parts[:, 0] | parts[:, 1], parts[:, 2] | parts[:, 3]], axis=1).astype(jnp.float32)
+    mixture = Mixture(jnp.ones((B, K, T)), targets, jnp.ones((B, K, T)))
+    objective = build_objective(ObjectiveConfig(name="mixture_invariant"))
+    logits = jnp.where(parts, 25.0, -25.0)
+    for order in ([0, 1, 2, 3], [2, 0, 3, 1]):
+        assert objective(MaskLogits(logits[:, jnp.array(order)]), mixture, jnp.array(0)).value < 1e-6
+    assert objective(MaskLogits(logits[:, jnp.array([0, 0, 2, 3])]), mixture, jnp.array(0)).value > 1

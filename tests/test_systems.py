@@ -16,7 +16,7 @@ from clipsep_jax.evaluation.scores import Evaluation
 from clipsep_jax.queries.table import EmbeddingTable
 from clipsep_jax.training.curves import read_metrics
 from clipsep_jax.training.loop import train
-from tests.small import LABELS, QUERY_SIZE, small_config
+from tests.small import LABELS, QUERY_SIZE, make_records, small_config
 from tests.test_config import SYSTEMS
 
 pytestmark = pytest.mark.slow
@@ -62,7 +62,7 @@ def check(config: Config, workdir: Path) -> None:
     waveform = np.random.default_rng(0).uniform(-0.5, 0.5, 3000).astype(np.float32)
     queries = [] if config.query.kind == "none" else ["hum", "buzz"]
     separation = separator.separate(waveform, queries)
-    assert separation.stems.shape == (2, 3000)
+    assert separation.stems.shape == (config.data.num_sources, 3000)
     np.testing.assert_allclose(separation.stems.sum(axis=0) + separation.residual, waveform, atol=1e-5)
     summary, _ = Evaluation(separator, RecordSet(Path(config.data.records)), "test", 2).run(progress=False)
     assert all(np.isfinite(row["sdr_mean"]) for row in summary.values() if "sdr_mean" in row)
@@ -101,6 +101,17 @@ def test_targets_and_criteria_go_together(clip_records, sentences, tmp_path, tar
         objective=replace(config.objective, criterion=criterion),
     )
     check(shrunk(config, clip_records, sentences), tmp_path / "run")
+
+
+def test_mixtures_of_mixtures_train_a_model_that_separates_all_their_sources(sentences, tmp_path):
+    records = make_records(tmp_path / "records", labels=("a", "b", "c", "d", "e"))
+    config = shrunk(Config(), records, sentences).replace(
+        query={"kind": "none"},
+        objective={"name": "mixture_invariant"},
+        mixing={"sources_per_target": 2},
+        data={"num_sources": 4},
+    )
+    check(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(("similar_pairs", "num_dropped_pairs"), [("drop", 2), ("downweight", 0)])

@@ -159,7 +159,7 @@ class NoQuery(Kind):
     """No query at all: the model tells the sources of a mixture apart, in an order of its own."""
 
     name: str = "none"
-    objectives: tuple[str, ...] = ("permutation_invariant",)
+    objectives: tuple[str, ...] = ("permutation_invariant", "mixture_invariant")
     scores_best_mask: bool = True
 
     def check(self, config: Config) -> None:

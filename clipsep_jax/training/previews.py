@@ -59,8 +59,9 @@ class Previews:
         estimates = apply_masks(masks, stft(mixed, spectrogram), spectrogram, mixed.shape[-1])
         pictures = {"mixture, dB": 20 * jnp.log10(mixture.magnitude)}
         sounds = {"mixture": mixed}
+        pictures |= {f"target {s + 1}": mixture.targets[:, s] for s in range(mixture.targets.shape[1])}
         for n in range(masks.shape[1]):
-            pictures |= {f"target {n + 1}": mixture.targets[:, n], f"mask {n + 1}": masks[:, n]}
+            pictures[f"mask {n + 1}"] = masks[:, n]
             sounds |= {f"source_{n + 1}": sources[:, n], f"estimate_{n + 1}": estimates[:, n]}
         if logits.noise is not None:
             pictures["noise masks"] = jax.nn.sigmoid(logits.noise).sum(axis=1)
