@@ -69,14 +69,18 @@ class ModelDir:
 
 
 def start_model_dir(
-    folder: Path, config: Config, encoder: EncoderInfo | None, labels: Sequence[str] = (), table: Path | None = None
+    folder: Path,
+    config: Config,
+    encoder: EncoderInfo | None,
+    labels: Sequence[str] = (),
+    table: EmbeddingTable | None = None,
 ) -> None:
     """Writes all but the weights: the config, the labels, and the files of the encoder (where local) or table."""
     folder.mkdir(parents=True, exist_ok=True)
     if encoder is not None:
         copy_encoder(encoder.name, folder / ENCODER_FOLDER)
     if table is not None:
-        EmbeddingTable.load(table).save(folder / TABLE_FILE)
+        table.save(folder / TABLE_FILE)
     values = {
         "format": FORMAT,
         "labels": list(labels),

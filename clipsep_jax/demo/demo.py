@@ -77,8 +77,7 @@ def run_demo(
     watch = Stopwatch()
     with watch.stage("data", "Making records and their query encoder"):
         records, config = _own(out, steps, videos, labels, clip) if videos else _toy(out, steps, labels, clip)
-    # Refuses what cannot be scored before training.
-    draw_mixtures(records.split("test").entries, NUM_MIXTURES, num_sources_of(config), seed=0)
+    draw_mixtures(records.split("test").entries, NUM_MIXTURES, num_sources_of(config), seed=0)  # refused early
     with watch.stage("train", "Training CLIPSep-NIT on sounds and pictures; text is not used"):
         train(config, out / "run")
     with watch.stage("evaluate", "Scoring on held-out mixtures"):

@@ -1,12 +1,11 @@
 """Scores as text and as files."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipsep_jax.files import atomic_write
+from clipsep_jax.files import write_json, write_json_lines
 from clipsep_jax.metrics import METRICS
 
 
@@ -48,8 +47,6 @@ def table(summary: dict[str, dict]) -> str:
 def write_scores(folder: Path, summary: dict[str, dict], rows: list[dict]) -> Path:
     """Writes scores.json (the summary) and mixtures.jsonl (a line a mixture); returns the first."""
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / "mixtures.jsonl") as file:
-        file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
-    with atomic_write(folder / "scores.json") as file:
-        file.write(json.dumps(summary, indent=2).encode() + b"\n")
+    write_json_lines(folder / "mixtures.jsonl", rows)
+    write_json(folder / "scores.json", summary)
     return folder / "scores.json"

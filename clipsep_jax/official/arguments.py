@@ -1,6 +1,6 @@
 """The files of an official run beside its checkpoint: `train-args.json`, the label map, the sentence embeddings."""
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from clipsep_jax.config import Config
 from clipsep_jax.encoders.registry import split_name
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import atomic_write
+from clipsep_jax.files import atomic_write, read_json, write_json
 from clipsep_jax.model_dir import TABLE_FILE, ModelDir
 from clipsep_jax.queries.table import EmbeddingTable
 from clipsep_jax.tensors import read_torch_tensors
@@ -73,7 +73,7 @@ class TrainArgs:
         path = self._file("label_map_filename")
         if path is None:
             return [str(i) for i in range(count)]
-        numbers = _read_json(path)
+        numbers = _read_values(path)
         if sorted(numbers.values(), key=str) != sorted(range(count), key=str):
             raise InputError(f"{path} does not number the checkpoint's {count} labels from 0 on; give the run's own.")
         return sorted(numbers, key=lambda label: numbers[label])
@@ -107,21 +107,19 @@ def read_train_args(path: Path) -> TrainArgs:
     Raises:
         InputError: it is no such file, or the run is of a kind that does not exist here.
     """
-    values = _read_json(path)
+    values = _read_values(path)
     for name, value in (_FIXED | {"win_len": values.get("n_fft")}).items():
         if values.get(name, value) != value:
             raise InputError(f"{path} has {name} = {values[name]}; only models with {name} = {value} can be read.")
     return TrainArgs(path.parent, values)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_values(path: Path) -> dict[str, Any]:
+    otherwise = "cannot be read as JSON, or holds no names and values; give the file of an official run."
     try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}); give the file of an official run.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds no names and values; give the file of an official run.")
-    return values
+        return read_json(path, otherwise, dict)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); give the file of an official run.") from error
 
 
 def official_system(model: ModelDir) -> str:
@@ -176,14 +174,12 @@ def write_official_files(model: ModelDir, system: str, folder: Path) -> None:
     """
     values = _official_args(model.config, system)
     if system == "labelsep":
-        numbers = {label: i for i, label in enumerate(model.labels)}
-        values["label_map_filename"] = _write_json(folder / "labels.json", numbers)
+        values["label_map_filename"] = _write_labels(folder, model.labels)
     if system == "bertsep":
         table = EmbeddingTable.load(model.folder / TABLE_FILE)
-        numbers = {label: i for i, label in enumerate(table.labels)}
-        values["label_map_filename"] = _write_json(folder / "labels.json", numbers)
+        values["label_map_filename"] = _write_labels(folder, table.labels)
         values["bert_embeddings"] = _write_table(folder / "bert_embeddings.pt", table)
-    _write_json(folder / ARGS_FILE, values)
+    write_json(folder / ARGS_FILE, values)
 
 
 def _official_args(config: Config, system: str) -> dict[str, Any]:
@@ -212,9 +208,9 @@ def _official_args(config: Config, system: str) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> str:
-    with atomic_write(path) as file:
-        file.write(json.dumps(values, indent=2).encode() + b"\n")
+def _write_labels(folder: Path, labels: Sequence[str]) -> str:
+    path = folder / "labels.json"
+    write_json(path, {label: number for number, label in enumerate(labels)})
     return str(path.resolve())
 
 

@@ -30,6 +30,7 @@ from clipsep_jax.tensors import (
     load_tensors,
     read_tensors,
     read_torch_tensors,
+    write_tensors,
 )
 
 REST_FILE = "official.safetensors"
@@ -226,11 +227,8 @@ def import_torch(
     labels = arguments.labels(config.model.num_labels) if system == "labelsep" else ()
     table = arguments.sentence_table(config.model.query_size) if system == "bertsep" else None
 
-    out.mkdir(parents=True, exist_ok=True)
-    _write_safetensors(out / REST_FILE, {name: tensors[name] for name in rest})
-    if table is not None:
-        table.save(out / TABLE_FILE)
-    start_model_dir(out, config, encoder, labels)
+    start_model_dir(out, config, encoder, labels, table)
+    write_tensors(out / REST_FILE, {name: tensors[name] for name in rest})
     num_updates = int(tensors["sound_net.bn0.num_batches_tracked"])
     write_weights(out, model, num_updates // _updates_per_step(config), None)
     return out
@@ -296,7 +294,7 @@ def export_torch(model_dir: str | Path, out_file: Path, *, safetensors: bool = F
     tensors = {f"module.{name}": tensor for name, tensor in official_tensors(open_model_dir(model_dir)).items()}
     out_file.parent.mkdir(parents=True, exist_ok=True)
     if safetensors:
-        _write_safetensors(out_file, tensors)
+        write_tensors(out_file, tensors)
     else:
         _write_torch(out_file, tensors)
     return out_file
@@ -330,10 +328,3 @@ def _write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
     with atomic_write(path) as file:
         torch.save({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, file)
-
-
-def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    from safetensors.numpy import save
-
-    with atomic_write(path) as file:
-        file.write(save(dict(tensors)))

@@ -1,6 +1,5 @@
 """A table of embeddings, one a label."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,8 +8,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import atomic_write
+from clipsep_jax.files import decode_json, encode_json
 from clipsep_jax.queries.prompts import nearest_labels
+from clipsep_jax.tensors import read_metadata, read_tensors, write_tensors
 
 _TENSOR_NAME = "vectors"
 
@@ -63,11 +63,7 @@ class EmbeddingTable:
 
     def save(self, path: Path) -> None:
         """Write the table as safetensors, the labels as JSON in its metadata."""
-        from safetensors.numpy import save
-
-        data = save({_TENSOR_NAME: self.vectors}, metadata={"labels": json.dumps(self.labels)})
-        with atomic_write(path) as file:
-            file.write(data)
+        write_tensors(path, {_TENSOR_NAME: self.vectors}, {"labels": encode_json(self.labels).decode().strip()})
 
     @classmethod
     def load(cls, path: Path) -> "EmbeddingTable":
@@ -76,14 +72,13 @@ class EmbeddingTable:
         Raises:
             InputError: the file is missing or is no such table.
         """
-        from safetensors import SafetensorError, safe_open
-
         if not path.is_file():
             raise InputError(f"There is no table of embeddings {path}; make it with `clipsep prepare`.")
         try:
-            with safe_open(path, framework="numpy") as file:
-                labels = json.loads((file.metadata() or {})["labels"])
-                vectors = file.get_tensor(_TENSOR_NAME)
-            return cls(tuple(str(label) for label in labels), vectors.astype(np.float32, casting="equiv", copy=False))
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            labels = decode_json(read_metadata(path)["labels"], "the list of labels", "is no JSON", list)
+            vectors = read_tensors(path)[_TENSOR_NAME]
+            if vectors.dtype != np.float32:
+                raise ValueError(f"its vectors are {vectors.dtype}, not float32")
+            return cls(tuple(map(str, labels)), vectors)
+        except (InputError, KeyError, ValueError) as error:
             raise InputError(f"{path} is no table of embeddings ({error}); make it again.") from error

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from clipsep_jax.config import Config, differences
 from clipsep_jax.errors import InputError, InputWarning
-from clipsep_jax.files import atomic_write
+from clipsep_jax.files import read_json, write_json
 from clipsep_jax.models.clipsep import own_layout, stored_layout
 from clipsep_jax.old_options import names_today
 from clipsep_jax.training.devices import first_process_alone
@@ -130,9 +129,7 @@ class Checkpoints:
         for step in self._manager.all_steps():
             folder = self.folder / str(step)
             if not (folder / CHECKSUMS_NAME).is_file():
-                sums = json.dumps(_checksums(folder), indent=1).encode()
-                with atomic_write(folder / CHECKSUMS_NAME) as file:
-                    file.write(sums)
+                write_json(folder / CHECKSUMS_NAME, _checksums(folder), indent=1)
 
     def _move_damaged_aside(self) -> None:
         steps = sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdecimal())
@@ -160,8 +157,8 @@ class Checkpoints:
             )
             return None
         try:
-            wanted = json.loads((folder / CHECKSUMS_NAME).read_text("utf-8"))
-        except ValueError:
+            wanted = read_json(folder / CHECKSUMS_NAME, "is no JSON", dict)
+        except InputError:
             return f"{CHECKSUMS_NAME} is no JSON"
         found = _checksums(folder)
         differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))

@@ -1,12 +1,12 @@
 """The curves of a run: metrics.jsonl and TensorBoard."""
 
-import json
 import os
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from clipsep_jax.files import atomic_write, naming
+from clipsep_jax.errors import InputError
+from clipsep_jax.files import decode_json, encode_json, naming, write_json_lines
 from clipsep_jax.training.tensorboard import Board
 
 FILE_NAME = "metrics.jsonl"
@@ -15,13 +15,11 @@ FILE_NAME = "metrics.jsonl"
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of a workdir's metrics.jsonl, without a torn last one."""
     path = workdir / FILE_NAME
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    lines = path.read_bytes().splitlines() if path.is_file() else []
     metrics = []
-    for line in lines:
-        try:
-            metrics.append(json.loads(line))
-        except ValueError:
-            break
+    with suppress(InputError):
+        for line in lines:
+            metrics.append(decode_json(line, path, "is torn.", dict))
     return metrics
 
 
@@ -41,9 +39,8 @@ class MetricsLog:
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / FILE_NAME
         kept = [metrics for metrics in read_metrics(workdir) if metrics["step"] <= start]
-        with atomic_write(self._path) as file:
-            file.writelines(json.dumps(metrics).encode() + b"\n" for metrics in kept)
-        self._file = self._path.open("a", encoding="utf-8")
+        write_json_lines(self._path, kept)
+        self._file = self._path.open("ab")
         self.board = Board(workdir / "tensorboard", start)
 
     def write(self, step: int, metrics: dict[str, float], board_only: dict[str, float] | None = None) -> None:
@@ -51,7 +48,7 @@ class MetricsLog:
         if self.board is None:
             return
         with naming(self._path):
-            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.write(encode_json({"step": step, **metrics}))
             self._file.flush()
         for name, value in (metrics | (board_only or {})).items():
             self.board.scalar(name, step, value)

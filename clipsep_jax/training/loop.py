@@ -97,14 +97,23 @@ class Speed:
         return steps / max(seconds, 1e-9)
 
 
+def _progress(start: int, steps: int, shown: bool) -> tqdm:
+    return tqdm(total=steps, initial=start, unit="step", desc="train", disable=not shown)
+
+
+def _print_line(step: int, steps: int, shown: dict[str, str], steps_per_second: float) -> None:
+    """What a progress bar shows on a screen, as a line for a file."""
+    told = " ".join(f"{name} {value}" for name, value in shown.items())
+    print(f"step {step}/{steps} {told} {steps_per_second:.2f} steps/s", file=sys.stderr, flush=True)
+
+
 def _loop(run: Run, state: TrainState, start: int, workdir: Output, stop: StopRequest, trace: StepTrace) -> None:
     config, steps = run.config, run.config.train.steps
     first, on_screen = jax.process_index() == 0, sys.stderr.isatty()
-    progress = tqdm(total=steps, initial=start, unit="step", desc="train", disable=not (first and on_screen))
     goodput, speed, previews = Goodput(), Speed(start), Previews(run)
     batches = put_ahead(run.train_batches.iterate(start), run.mesh)
     counts: list[Array] = []  # of skipped steps, not fetched yet
-    with progress, Watchdog(config.train.hang_seconds) as watchdog:
+    with _progress(start, steps, first and on_screen) as progress, Watchdog(config.train.hang_seconds) as watchdog:
         for step in range(start + 1, steps + 1):
             with goodput.during("input"):
                 batch = next(batches)
@@ -114,10 +123,9 @@ def _loop(run: Run, state: TrainState, start: int, workdir: Output, stop: StopRe
             watchdog.step()
             last = stop.stops_at(step) or step == steps
             validating = step % config.train.validate_every == 0 or step == steps
-            losses: dict[str, np.ndarray] = {}
             with goodput.during("validation"):
+                losses = run.validate(state) if validating else {}
                 if validating:
-                    losses = run.validate(state)
                     workdir.show(previews, step, state)
             logging = bool(losses) or step % config.train.log_every == 0 or step == steps
             saving = last or bool(losses) or step % config.checkpoint.save_every == 0
@@ -128,9 +136,8 @@ def _loop(run: Run, state: TrainState, start: int, workdir: Output, stop: StopRe
             if logging:
                 steps_per_second = speed.since_last(step)
                 workdir.write(step, {"steps_per_second": steps_per_second} | goodput.shares())
-                if first and not on_screen:  # a file takes no bar
-                    told = " ".join(f"{name} {value}" for name, value in workdir.shown().items())
-                    print(f"step {step}/{steps} {told} {steps_per_second:.2f} steps/s", file=sys.stderr, flush=True)
+                if first and not on_screen:
+                    _print_line(step, steps, workdir.shown(), steps_per_second)
                 with goodput.during("checkpoint"):
                     workdir.seal()
             if saving:

@@ -12,11 +12,11 @@ The workdir of a sweep holds
 """
 
 import itertools
-import json
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,7 +27,7 @@ from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.evaluation.protocols import draw_mixtures, num_sources_of
 from clipsep_jax.evaluation.scores import Evaluation
 from clipsep_jax.evaluation.tables import write_scores
-from clipsep_jax.files import atomic_write
+from clipsep_jax.files import read_json, write_json
 from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE
 from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.separation.separator import Separator
@@ -145,14 +145,7 @@ def sweep(
         _check_split(config, records, split, num_mixtures)
     first_process_alone(lambda: _claim(workdir, variations))
 
-    def report() -> None:
-        rows = []
-        for name, member in members.items():
-            scores = _score(workdir / name, records, split, num_mixtures) if num_mixtures else {}
-            rows.append(summarise_member(workdir / name, _varied(member, variations), scores))
-        write_report(workdir, [variation.option for variation in variations], rows)
-        print(text_table(rows))
-
+    report = partial(_report, workdir, members, variations, records, split, num_mixtures)
     workdirs = [workdir / name for name in members]
     try:
         train_together(list(members.values()), workdirs, allow_changes=allow_changes, trace=trace)
@@ -161,6 +154,23 @@ def sweep(
         raise
     first_process_alone(report)
     return workdir / PAGE_NAME
+
+
+def _report(
+    workdir: Path,
+    members: dict[str, Config],
+    variations: Sequence[Variation],
+    records: RecordSet,
+    split: str,
+    num_mixtures: int,
+) -> None:
+    """Scores the members, and writes and prints their report."""
+    rows = []
+    for name, member in members.items():
+        scores = _score(workdir / name, records, split, num_mixtures) if num_mixtures else {}
+        rows.append(summarise_member(workdir / name, _varied(member, variations), scores))
+    write_report(workdir, [variation.option for variation in variations], rows)
+    print(text_table(rows))
 
 
 def _varied(config: Config, variations: Sequence[Variation]) -> dict[str, Value]:
@@ -184,18 +194,14 @@ def _claim(workdir: Path, variations: Sequence[Variation]) -> None:
     varied = {variation.option: sorted(variation.values) for variation in variations}
     path = workdir / SPEC_NAME
     if path.is_file():
-        try:
-            stored = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path} is damaged; restore it, or use another --workdir.") from error
+        stored = read_json(path, "is damaged; restore it, or use another --workdir.", dict)
         if stored != varied:
             raise InputError(f"{workdir} holds a sweep over {stored}, not {varied}; use another --workdir.")
         return
     if workdir.is_dir() and any(path.suffix != ".partial" for path in workdir.iterdir()):
         raise InputError(f"{workdir} holds something other than a sweep; use another --workdir.")
     workdir.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(json.dumps(varied, indent=2).encode() + b"\n")
+    write_json(path, varied)
 
 
 def _score(workdir: Path, records: RecordSet, split: str, num_mixtures: int) -> dict[str, dict]:

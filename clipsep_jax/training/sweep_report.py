@@ -2,7 +2,6 @@
 
 import csv
 import html
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from io import StringIO
@@ -15,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import atomic_write
+from clipsep_jax.files import atomic_write, read_json
 from clipsep_jax.metrics import METRICS
 from clipsep_jax.model_dir import open_model_dir
 from clipsep_jax.pages import finish_axes, html_image, html_table, plot_curve, save_figure, write_page
@@ -59,7 +58,7 @@ def summarise_member(workdir: Path, varied: Mapping[str, float | int | str], sco
 def _given_up(workdir: Path) -> str:
     """The step at which training of this member ended early, such as "step 12"; else empty."""
     path = workdir / GIVEN_UP_NAME
-    return f"step {json.loads(path.read_text('utf-8'))['step']}" if path.is_file() else ""
+    return f"step {read_json(path, 'is damaged; restore it.', dict)['step']}" if path.is_file() else ""
 
 
 def write_report(workdir: Path, options: Sequence[str], rows: Sequence[Row]) -> Path:

@@ -16,6 +16,7 @@ from flax import nnx
 from clipsep_jax.config import Config
 from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE, read_progress, start_model_dir, write_weights
+from clipsep_jax.queries.table import EmbeddingTable
 from clipsep_jax.training.checkpoints import Checkpoints
 from clipsep_jax.training.curves import MetricsLog
 from clipsep_jax.training.devices import broadcast_from_first, first_process_alone
@@ -88,7 +89,7 @@ class Workdir:
         first = jax.process_index() == 0
         if first:
             labels = self.run.kind.labels_of(self.run.records)
-            table = Path(self.config.query.table) if self.config.query.table else None
+            table = EmbeddingTable.load(Path(self.config.query.table)) if self.config.query.table else None
             start_model_dir(self.folder / BEST_FOLDER, self.config, self.run.encoder, labels, table)
         best_loss = min(self.checkpoints.best_loss, self._loss_of_best()) if step else math.inf
         self.best_loss = broadcast_from_first(best_loss)
