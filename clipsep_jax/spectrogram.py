@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float
 
 from clipsep_jax.config import SpectrogramConfig
+from clipsep_jax.structures import AnyArray
 
 _WARP_BASE = 21.0  # the official warp: linear = (21**u - 1) / 20 with both in [0, 1]
 
@@ -19,6 +20,11 @@ _WARP_BASE = 21.0  # the official warp: linear = (21**u - 1) / 20 with both in [
 def hann_window(size: int) -> np.ndarray:
     """The periodic Hann window, float32 of shape [size]."""
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)).astype(np.float32)
+
+
+def _along_last(values: AnyArray, like: Array) -> Array:
+    """Values along the last axis, in the shape and the precision of `like`."""
+    return jnp.broadcast_to(jnp.asarray(values, like.dtype), like.shape)
 
 
 def _split_into_hops(signal: Array, config: SpectrogramConfig) -> Array:
@@ -37,7 +43,7 @@ def stft(waveform: Float[Array, "*b L"], config: SpectrogramConfig) -> Complex[A
     padded_length = (num_frames - 1) * config.hop_samples + config.fft_size
     padding = [(0, 0)] * (waveform.ndim - 1) + [(half, max(0, padded_length - half - length))]
     frames = _split_into_hops(jnp.pad(waveform, padding)[..., :padded_length], config)
-    spectrum = jnp.fft.rfft(frames * hann_window(config.fft_size))
+    spectrum = jnp.fft.rfft(frames * _along_last(hann_window(config.fft_size), frames))
     return jnp.swapaxes(spectrum, -1, -2)
 
 
@@ -52,11 +58,12 @@ def istft(spectrum: Complex[Array, "*b F T"], config: SpectrogramConfig, length:
         length: samples to return; the natural length is hop * (T - 1).
     """
     window, hop, half = hann_window(config.fft_size), config.hop_samples, config.fft_size // 2
-    frames = jnp.fft.irfft(jnp.swapaxes(spectrum, -1, -2), n=config.fft_size) * window
+    frames = jnp.fft.irfft(jnp.swapaxes(spectrum, -1, -2), n=config.fft_size)
+    frames = frames * _along_last(window, frames)
     num_frames = frames.shape[-2]
     summed = _overlap_add(frames, hop)[..., half:]
     squares = _overlap_add(jnp.broadcast_to(window**2, (num_frames, config.fft_size)), hop)[half:]
-    summed = summed / jnp.where(squares > np.finfo(np.float32).tiny, squares, 1.0)
+    summed = summed / _along_last(jnp.where(squares > np.finfo(np.float32).tiny, squares, 1.0), summed)
     missing = max(0, length - summed.shape[-1])
     return jnp.pad(summed, [(0, 0)] * (summed.ndim - 1) + [(0, missing)])[..., :length]
 
@@ -113,15 +120,17 @@ def time_resample(num_frames: int) -> np.ndarray:
 
 def _resample(image: Array, rows: np.ndarray) -> Array:
     """rows @ image @ time_resample.T on the last two axes, in full precision."""
+    rows = rows.astype(image.dtype)
     image = jnp.einsum("kf,...ft->...kt", rows, image, precision=jax.lax.Precision.HIGHEST)
     return _times_tridiagonal(image, time_resample(image.shape[-1]))
 
 
 def _times_tridiagonal(image: Array, matrix: np.ndarray) -> Array:
     """image @ matrix.T on the last axis: each frame with a little of its neighbours'."""
-    before, after = np.pad(np.diag(matrix, -1), (1, 0)), np.pad(np.diag(matrix, 1), (0, 1))
+    bands = np.pad(np.diag(matrix, -1), (1, 0)), np.diag(matrix), np.pad(np.diag(matrix, 1), (0, 1))
+    before, same, after = (_along_last(band, image) for band in bands)
     padded = jnp.pad(image, [(0, 0)] * (image.ndim - 1) + [(1, 1)])
-    return before * padded[..., :-2] + np.diag(matrix) * image + after * padded[..., 2:]
+    return before * padded[..., :-2] + same * image + after * padded[..., 2:]
 
 
 def warp(magnitude: Float[Array, "*b F T"], config: SpectrogramConfig) -> Float[Array, "*b K T"]:
@@ -145,7 +154,7 @@ def apply_masks(
         config: the same as for `stft`.
         length: samples to return.
     """
-    return istft(unwarp(masks, config) * spectrum[..., None, :, :], config, length)
+    return istft(unwarp(masks, config).astype(spectrum.dtype) * spectrum[..., None, :, :], config, length)
 
 
 def log_warped_magnitude(magnitude: Float[Array, "*b F T"], config: SpectrogramConfig) -> Float[Array, "*b K T"]:

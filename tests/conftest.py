@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# An unwanted precision or a shape that was not meant is an error, in processes of their own too.
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 
 def _quick_to_compile() -> str:
@@ -15,7 +18,8 @@ def _quick_to_compile() -> str:
     `XLA_FLAGS= make test` compiles as users do. XLA ends the process at a flag that it does not know, so another one
     tries them.
     """
-    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    flags += "--xla_cpu_parallel_codegen_split_count=1"  # the cores are busy with other tests
     tried = [sys.executable, "-c", "import jax; jax.devices()"]
     known = subprocess.run(tried, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, check=False)
     return "" if known.returncode else flags
@@ -25,7 +29,7 @@ if "XLA_FLAGS" not in os.environ:  # once for all workers
     os.environ["XLA_FLAGS"] = _quick_to_compile()
 # The same small networks are compiled in many tests, some of them in processes of their own.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "xla")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 from jaxtyping import install_import_hook  # noqa: E402
 

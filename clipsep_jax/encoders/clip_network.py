@@ -148,7 +148,7 @@ class ClipVisionTower(nnx.Module):
         patches = self.patch_embedding(pixels)
         batch, _, _, size = patches.shape
         first = jnp.broadcast_to(self.class_embedding[...], (batch, 1, size))
-        x = jnp.concatenate([first, patches.reshape(batch, -1, size)], axis=1) + self.position_embedding[...]
+        x = jnp.concatenate([first, patches.reshape(batch, -1, size)], axis=1) + self.position_embedding[None]
         x = self.pre_layrnorm(x)
         for layer in self.layers:
             x = layer(x)
@@ -169,7 +169,7 @@ class ClipTextTower(nnx.Module):
         self.final_layer_norm = _layer_norm(config, rngs)
 
     def __call__(self, ids: Int[Array, "B P"]) -> Float[Array, "B D"]:
-        x = self.token_embedding(ids) + self.position_embedding[: ids.shape[1]]
+        x = self.token_embedding(ids) + self.position_embedding[None, : ids.shape[1]]
         for layer in self.layers:
             x = layer(x)
         # Early configs say 2, wrongly; in their vocabulary the end token is the largest id.

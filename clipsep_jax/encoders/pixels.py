@@ -26,7 +26,8 @@ def preprocess(frames: UInt8[Array, "B H W 3"], image_size: int, config: Picture
     pixels = frames.astype(jnp.float32)
     if frames.shape[1:3] != (image_size, image_size):
         pixels = _fit(pixels, image_size, config.squash)
-    return (pixels / 255 - jnp.asarray(config.mean)) / jnp.asarray(config.std)
+    mean, std = (jnp.broadcast_to(jnp.float32(colours), pixels.shape) for colours in (config.mean, config.std))
+    return (pixels / 255 - mean) / std
 
 
 def _fit(pixels: Float[Array, "B H W 3"], size: int, squash: bool) -> Float[Array, "B S S 3"]:

@@ -51,7 +51,7 @@ class CLIPSep(nnx.Module):
         """
         if self.label_embedding is not None:
             assert query is not None
-            query = self.label_embedding(query)
+            query = self.label_embedding(query).astype(log_magnitude.dtype)
         return self.fusion(self.network, log_magnitude, query)
 
 

@@ -64,12 +64,12 @@ class InnerProduct(nnx.Module):
         The logits are linear in that convolution's output, so the vectors are contracted with its weights first and
         its C feature maps of full size are never built.
         """
-        scaled = vectors * self.scale[...]
+        scaled = vectors * self.scale[None, None]
         taps = jnp.einsum("bpC,cyxC->bcyxp", scaled, kernel)
         taps_of_features = taps.reshape(*taps.shape[:2], -1).astype(features.dtype)
         products = jnp.einsum("bktc,bcn->bktn", features, taps_of_features, preferred_element_type=scaled.dtype)
         logits = blend_taps(products.reshape(*features.shape[:-1], *taps.shape[2:]))
-        offset = scaled @ kernel_bias + self.bias[...]
+        offset = scaled @ kernel_bias + self.bias[None]
         return jnp.moveaxis(logits, -1, 1) + offset[:, :, None, None]
 
 
@@ -90,8 +90,9 @@ class LearnedQueries(nnx.Module):
     ) -> Float[Array, "B P K T"]:
         """Logits, as `InnerProduct` makes them: the two convolutions without a nonlinearity between are one."""
         vectors = self.kernel[0, 0]
-        logits = upsample_conv(features.astype(kernel.dtype), kernel @ vectors) + kernel_bias @ vectors + self.bias[...]
-        return jnp.moveaxis(logits, -1, 1)
+        logits = upsample_conv(features.astype(kernel.dtype), kernel @ vectors)
+        offset = kernel_bias @ vectors + self.bias[...]
+        return jnp.moveaxis(logits + offset[None, None, None], -1, 1)
 
 
 class Fusion(nnx.Module):

@@ -35,6 +35,10 @@ class BatchNorm(nnx.BatchNorm):
             rngs=rngs,
         )
 
+    def __call__(self, x: Float[Array, "*n C"], *how: Any, **which: Any) -> Float[Array, "*n C"]:
+        with jax.numpy_dtype_promotion("standard"):  # Flax promotes other precisions to its statistics'
+            return super().__call__(x, *how, **which)
+
 
 def _around_one(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     return 1 + 0.02 * jax.random.normal(key, shape, dtype)
@@ -62,7 +66,7 @@ class UpConv(nnx.Module):
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W c"]:
         y = upsample_conv(x, self.kernel[...].astype(x.dtype))
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + self.bias[None, None, None]
 
 
 def strided_conv(x: Float[Array, "B H W C"], kernel: Float[Array, "4 4 C c"]) -> Float[Array, "B h w c"]:
@@ -78,7 +82,7 @@ def strided_form(shape: tuple[int, ...], dtype: Any) -> Callable[[Array, Array],
     if channels < 8:
         return matmul_strided_conv
     wide, whole_tiles = min(height, width) >= 32, height % 4 == width % 4 == 0
-    exact = jnp.finfo(dtype).bits >= 32  # Winograd's differences would lose digits that bfloat16 has not got
+    exact = jnp.finfo(dtype).bits >= 32  # Winograd's differences would lose digits that bfloat16 lacks
     return winograd_strided_conv if wide and whole_tiles and exact else matmul_strided_conv
 
 
@@ -143,10 +147,10 @@ def upsample_shift_sum(x: Array, axis: int, taps_axis: int) -> Array:
     before, after = (_along(axis, weights, taps[0]) for weights in (k / (2 * n - 1), (n - 1 - k) / (2 * n - 1)))
 
     def even(tap: Array) -> Array:
-        return before * _shift(tap, axis, -1) + (1 - before) * tap
+        return _times(before, _shift(tap, axis, -1)) + _times(1 - before, tap)
 
     def odd(tap: Array) -> Array:
-        return (1 - after) * tap + after * _shift(tap, axis, 1)
+        return _times(1 - after, tap) + _times(after, _shift(tap, axis, 1))
 
     at_even = _shift(odd(taps[0]), axis, -1) + even(taps[1]) + odd(taps[2])
     at_odd = even(taps[0]) + odd(taps[1]) + _shift(even(taps[2]), axis, 1)
@@ -177,7 +181,7 @@ def _upsample_shift_sum_backward(axis: int, taps_axis: int, _: None, y: Array) -
     ]
     weights = [_along(axis, share / (2 * n - 1), y) for share in shares]
     # Upsampled sample j of tap d is a part of output j + 1 - d.
-    taps = [sum(weight * output(i - d) for i, weight in enumerate(weights)) for d in range(3)]
+    taps = [sum(_times(weight, output(i - d)) for i, weight in enumerate(weights)) for d in range(3)]
     return (jnp.stack(taps, axis=taps_axis).astype(y.dtype),)
 
 
@@ -185,10 +189,13 @@ upsample_shift_sum.defvjp(_upsample_shift_sum_forward, _upsample_shift_sum_backw
 
 
 def _along(axis: int, weights: np.ndarray, like: Array) -> np.ndarray:
-    """Weights along an axis, shaped to broadcast, and in float32 at least: they are applied in that."""
-    return weights.astype(jnp.promote_types(like.dtype, jnp.float32)).reshape(
-        [-1 if i == axis else 1 for i in range(like.ndim)]
-    )
+    """Weights along an axis, shaped to broadcast, and in at least float32, in which they are applied."""
+    precision = like.dtype if jnp.finfo(like.dtype).bits > 32 else jnp.float32
+    return weights.astype(precision).reshape([-1 if i == axis else 1 for i in range(like.ndim)])
+
+
+def _times(weights: np.ndarray, x: Array) -> Array:
+    return x.astype(weights.dtype) * weights
 
 
 def _shift(x: Array, axis: int, offset: int) -> Array:

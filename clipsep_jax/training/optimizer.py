@@ -26,9 +26,10 @@ class Optimizer:
 
         `learning_rate` times (step + 1) / warmup_steps, then linear to final_factor at decay_end_step, then constant.
         """
-        warmup = jnp.maximum(1, self.warmup_steps)
+        step, warmup, end = (jnp.asarray(n, float) for n in (step, self.warmup_steps, self.decay_end_step))
+        warmup = jnp.maximum(1, warmup)
         rise = _line(self.learning_rate / warmup, self.learning_rate, jnp.maximum(1, warmup - 1), step)
-        length = jnp.maximum(1, self.decay_end_step - warmup)
+        length = jnp.maximum(1, end - warmup)
         fall = _line(self.learning_rate, self.learning_rate * self.final_factor, length, step - warmup)
         return jnp.where(step < warmup, rise, fall)
 
@@ -38,7 +39,8 @@ class Optimizer:
 
     def update(self, gradients: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         """What to add to the parameters, and the new state."""
-        return self._transformation().update(gradients, state, params)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of an integer
+            return self._transformation().update(gradients, state, params)
 
     def _transformation(self) -> optax.GradientTransformation:
         return optax.chain(optax.stateless(self._clip), optax.adam(self.rate))
