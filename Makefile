@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Every process of a test would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo install test check soak test-tfds bench clean
 
 demo: .venv/.runtime
@@ -29,18 +32,21 @@ test-tfds: .venv/.test .venv-tfds/.ready
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks
 
+# Python compiles the modules that it imports; to compile all of them would take a minute of the two.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+
 .venv/.runtime: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
+	$(INSTALL) --editable .
 	touch $@
 
 .venv/.test: .venv/.runtime
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(INSTALL) --editable ".[test]"
 	touch $@
 
 .venv/.bench: .venv/.test
-	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(INSTALL) --editable ".[bench]"
 	touch $@
 
 # TensorFlow wants other versions of what JAX uses too.

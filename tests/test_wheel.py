@@ -21,6 +21,7 @@ import sys
 from clipsep_jax.cli.main import main
 from clipsep_jax.configs import base
 from clipsep_jax.demo import demo
+from clipsep_jax.demo.toy import mini_clip, records
 
 toy = base._toy
 
@@ -32,6 +33,7 @@ def smaller(config):
     return config
 
 base._toy, demo.NUM_MIXTURES = smaller, 6
+records.PICTURES_PER_KIND, mini_clip._TEXT_STEPS = 2, 2
 sys.exit(main(["demo", "--steps", "2"]))
 """
 
