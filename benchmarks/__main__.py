@@ -1,6 +1,6 @@
 """Runs every benchmark and writes the table of docs/performance.md.
 
-Each runs in a process of its own, one after the other; leave the machine alone meanwhile.
+Each runs in its own process, one after the other; let nothing else run meanwhile.
 """
 
 import argparse
@@ -22,7 +22,7 @@ BEGIN, END = "<!-- begin: written by `make bench` -->\n", "<!-- end -->\n"
 
 @dataclass(frozen=True)
 class Run:
-    """A benchmark's command line, and which of its figures the table shows, under which words."""
+    """A benchmark's command line, and the figures that the table shows, with their names."""
 
     command: str
     figures: dict[str, str]

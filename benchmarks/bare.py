@@ -1,6 +1,6 @@
-"""Lets the train step be measured where jax, flax, optax and numpy are all that is installed.
+"""Allows measuring the train step with only jax, flax, optax and numpy installed.
 
-Of the package's other needs it takes only jaxtyping, for annotations, which say nothing here.
+The step's only other dependency is jaxtyping; its annotations are replaced by empty ones.
 """
 
 import importlib.util

@@ -1,9 +1,9 @@
-"""Speed of evaluation, and of its SDR beside museval's, which is the field's tool.
+"""Speed of evaluation, and of its SDR compared with museval, the usual tool of the field.
 
-`mixtures_per_second` is the whole of an evaluation by pictures' embeddings: reading records, separation, masks, scores.
+`mixtures_per_second` is a whole evaluation by embeddings of pictures: reading records, separation, masks, scores.
 Then SDR alone is scored by both on the same mixtures of two sources: `sdr_mixtures_per_second` on our side, and
-`museval_mixtures_per_second` by its `bss_eval` with one infinite window, which cannot be asked for SDR alone and
-computes SIR, SAR and ISR besides. `max_sdr_difference_db` says how far the two SDRs lie apart.
+`museval_mixtures_per_second` by its `bss_eval` with one infinite window, which cannot compute SDR without
+SIR, SAR and ISR. `max_sdr_difference_db` is the largest difference between the two SDRs.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class MusevalMissing(Exception):
 def load_bss_eval() -> Callable[..., Any]:
     """museval's `bss_eval`.
 
-    It is loaded by itself: the package imports musdb too, which refuses to be imported where ffmpeg is not installed.
+    It is loaded by itself, as the package imports musdb, which cannot be imported without ffmpeg.
 
     Raises:
         MusevalMissing: it is not installed.
@@ -55,7 +55,7 @@ def load_bss_eval() -> Callable[..., Any]:
 
 
 def estimates_of(sources: Float[np.ndarray, "B N L"]) -> Float[np.ndarray, "B N L"]:
-    """The sources with some of each other and noise, of SDRs from about -5 to 15 dB."""
+    """The sources with some of each other and noise, at SDRs from about -5 to 15 dB."""
     rng = np.random.default_rng(1)
     share = rng.uniform(0.1, 0.8, (len(sources), 1, 1))
     noise = 0.02 * rng.normal(size=sources.shape)
@@ -76,7 +76,7 @@ def measure(config: Config, num_mixtures: int, *, museval: bool = True) -> dict[
     """Medians over TURNS, after one to warm up; without `museval` its figures are None.
 
     Raises:
-        MusevalMissing: it is asked for, but not installed.
+        MusevalMissing: it is requested, but not installed.
     """
     bss_eval = load_bss_eval() if museval else None
     with TemporaryDirectory() as temporary:
@@ -88,7 +88,7 @@ def measure(config: Config, num_mixtures: int, *, museval: bool = True) -> dict[
     estimates = estimates_of(sources)
     compiled = jax.jit(sdr)
     ours = np.asarray(compiled(jnp.asarray(sources), jnp.asarray(estimates)))  # compiles
-    # From arrays of the host, as the evaluation has them.
+    # From arrays of the host, as in the evaluation.
     scoring = [seconds_of(lambda: np.asarray(compiled(sources, estimates))) for _ in range(TURNS)]
     facts: dict[str, Any] = {
         "mixtures_per_second": round(num_mixtures / statistics.median(runs), 2),

@@ -1,6 +1,6 @@
 """How cost grows: a train step with the batch, a separation with the length of the recording and with the queries.
 
-Draws the seconds into FILE beside lines of linear growth. `exponent` is the slope between the two largest sizes on
+Plots the seconds into FILE, with lines of linear growth. `exponent` is the slope between the two largest sizes on
 logarithmic axes: 1 is linear, less is better.
 """
 
@@ -22,7 +22,7 @@ TURNS = 3
 BATCHES = (1, 2, 4, 8, 16, 32)
 LENGTHS_SECONDS = (5, 10, 30, 100, 300)
 NUM_QUERIES = (1, 2, 4, 8, 16, 32)
-FIXED_SECONDS = 30  # of the recording that the queries are counted on
+FIXED_SECONDS = 30  # of the recording that is separated by several queries
 
 Seconds = dict[float, float]  # by size
 
@@ -63,7 +63,7 @@ def exponent(seconds: Seconds) -> float:
 
 
 def draw(found: dict[str, Seconds], path: Path) -> None:
-    """One panel a thing that grows."""
+    """One panel for each thing that grows."""
     from matplotlib.figure import Figure
 
     titles = ("One train step", "Separation by one query", f"Separation of {FIXED_SECONDS} s")

@@ -1,7 +1,7 @@
-"""Speed of the input in embeddings mode: records in the page cache to batches, on one core.
+"""Speed of the input with stored embeddings: records in the page cache to batches, on one core.
 
 `clips_per_second_per_core` counts 10 s clips as `clipsep prepare --clip` stores them, pictures and embeddings included;
-`ratio_to_plain_read` says how many times longer that takes than reading the same files from end to end.
+`ratio_to_plain_read` is how many times longer that takes than reading the same files from end to end.
 """
 
 import argparse
@@ -21,7 +21,7 @@ CHUNK_BYTES = 1 << 20
 
 
 def read_plainly(paths: list[Path]) -> int:
-    """Reads files from end to end; returns how many bytes that were."""
+    """Reads files from end to end; returns the number of bytes."""
     buffer, total = bytearray(CHUNK_BYTES), 0
     for path in paths:
         with path.open("rb", buffering=0) as file:
@@ -31,7 +31,7 @@ def read_plainly(paths: list[Path]) -> int:
 
 
 def measure(num_clips: int, batch_size: int) -> dict[str, Any]:
-    """Medians over TURNS passes over all clips, each beside a plain read; the first pass warms up."""
+    """Medians over TURNS passes over all clips, each with a plain read; the first pass warms up."""
     config = nit_config(batch_size=batch_size)
     with TemporaryDirectory() as temporary, one_core():
         records = write_random_records(Path(temporary) / "records", config, num_clips, split="train")
@@ -40,7 +40,7 @@ def measure(num_clips: int, batch_size: int) -> dict[str, Any]:
         paths = sorted((Path(temporary) / "records").glob("*.tfrecord"))
         turns = []
         for turn in range(1 + TURNS):
-            # By their numbers, so that nothing is read ahead while the plain read is timed.
+            # By number, so that nothing is read ahead while the plain read is timed.
             numbers = range(turn * num_batches, (turn + 1) * num_batches)
             batching = seconds_of(lambda numbers=numbers: [batches[number] for number in numbers])
             turns.append((batching, seconds_of(lambda: read_plainly(paths))))
@@ -60,7 +60,7 @@ def measure(num_clips: int, batch_size: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=512, help="how many clips are made")
+    parser.add_argument("--clips", type=int, default=512, help="number of clips")
     parser.add_argument("--batch", type=int, default=32)
     options = parser.parse_args()
     print(json.dumps(measure(options.clips, options.batch)))

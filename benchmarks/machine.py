@@ -1,4 +1,4 @@
-"""The machine that a benchmark runs on, and what a process takes of it."""
+"""The machine that a benchmark runs on, and what a process uses of it."""
 
 import os
 import platform
@@ -30,7 +30,7 @@ def _cpu_model() -> str:
 
 def peak_memory_bytes() -> int:
     """The most memory that this process has held at once."""
-    # Linux hands ru_maxrss on through exec: in a child it would count what the parent held when it started the child.
+    # Linux keeps ru_maxrss across exec: in a child it would include the parent's memory.
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
@@ -40,7 +40,7 @@ def peak_memory_bytes() -> int:
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Keeps this process on one core, where the system can do that."""
+    """Keeps this process on one core, if the system can do that."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return

@@ -1,6 +1,6 @@
 """A step of several members at once against a step of each alone, at the demo's size: by `lax.map` and by `vmap`.
 
-All take turns. The ratios are to the single steps together, in the same turn; no compilation is counted.
+All take turns. The ratios are to the sum of the single steps in the same turn; compilation is not counted.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from clipsep_jax.training.sweep import GAMMAS, members_of, read_variation
 
 
 class AtOnce(JointTrainer):
-    """All members in one batched computation, as `jax.vmap` makes it."""
+    """All members in one batched computation, by `jax.vmap`."""
 
     def _each(self, function: Callable, state: Any, recipe: Any, *shared: Any) -> Any:
         return jax.vmap(lambda *member: self._of_member(function, member, shared))(state, recipe)
 
 
 def stepper(trainer: Trainer, batch: Any, times: int = 1) -> Callable[[], None]:
-    """A function that takes so many steps and waits for them."""
+    """A function that takes `times` steps and waits for them."""
     state = trainer.init()
 
     def step() -> None:

@@ -1,6 +1,6 @@
 """Speed of `clipsep prepare` without CLIP: videos to records, in one process on one core.
 
-The clips are made: 256 x 256, H.264 at 10 pictures a second, AAC, 10 s. Shares are of a second run, under the
+The clips are generated: 256 x 256, H.264 at 10 pictures a second, AAC, 10 s. Shares are those of a second run under the
 profiler: `decoding` is the work of FFmpeg's decoders and demuxer, `resampling` brings the sound to 16 kHz, `pictures`
 resizes and compresses one picture a second; the rest reads files, checks, hashes and writes.
 """
@@ -105,8 +105,8 @@ def measure(num_clips: int, seconds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=24, help="how many clips are made")
-    parser.add_argument("--seconds", type=int, default=10, help="how long each is")
+    parser.add_argument("--clips", type=int, default=24, help="number of clips")
+    parser.add_argument("--seconds", type=int, default=10, help="length of each")
     options = parser.parse_args()
     print(json.dumps(measure(options.clips, options.seconds)))
 

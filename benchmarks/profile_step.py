@@ -1,8 +1,8 @@
 """Where the time of a train step goes on CPU.
 
-Every matrix product of the compiled step is run again by itself: `products_share` is their time over that of the step,
-to be held against `gemm_gflop_per_second`, which a large square product reaches in the same run. The operations of
-other kinds are taken from a trace, as shares of their sum; they overlap with products, so their time in seconds would
+Every matrix product of the compiled step is run again by itself: `products_share` is their time over that of the step.
+Their rate is to be compared with `gemm_gflop_per_second`, that of a large square product in the same run. The other
+operations are taken from a trace, as shares of their sum; they overlap with products, so their time in seconds would
 mean little. `kernel_share` is the operating system's part of the CPU time: mapping fresh pages for temporary arrays.
 """
 
@@ -35,7 +35,7 @@ _DIMENSIONS = ("lhs_contracting_dims", "rhs_contracting_dims", "lhs_batch_dims",
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product as XLA has it: shapes of both sides, and which axes are summed and which shared."""
+    """A matrix product of XLA: shapes of both sides, and which axes are summed and which shared."""
 
     left: tuple[int, ...]
     right: tuple[int, ...]
@@ -76,14 +76,14 @@ def instructions_of(program: str) -> dict[str, Instruction]:
 
 
 def products_of(instructions: dict[str, Instruction]) -> Counter[Product]:
-    """The matrix products of a program, and how often each is in it."""
+    """The matrix products of a program, and how often each occurs."""
     products: Counter[Product] = Counter()
     for instruction in instructions.values():
         if instruction.kind != "dot":
             continue
         sides = _PRODUCT.match(instruction.arguments)
         if sides is None:
-            raise ValueError(f"a product that this version of XLA writes otherwise: {instruction.arguments}")
+            raise ValueError(f"this version of XLA writes a product in another form: {instruction.arguments}")
         shapes = [_numbers(instructions[side].shape.partition("[")[2]) for side in sides.groups()]
         axes = [re.search(rf"{name}=\{{([\d,]*)\}}", instruction.arguments) for name in _DIMENSIONS]
         products[Product(*shapes, tuple(_numbers(found[1]) if found else () for found in axes))] += 1
@@ -130,7 +130,7 @@ def trace_kinds(step: OurStep, instructions: dict[str, Instruction]) -> dict[str
 
 
 def cpu_seconds() -> tuple[float, float]:
-    """Of this process, by itself and by the operating system for it."""
+    """User and system CPU time of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime, used.ru_stime
 

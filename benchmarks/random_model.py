@@ -1,4 +1,4 @@
-"""Models with random weights, and random things to give them."""
+"""Models with random weights, and random inputs for them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Memory and traffic of a training step from 1 to 1,024 chips, on paper: counted from the shapes of the state.
+"""Memory and traffic of a training step from 1 to 1,024 chips, computed from the shapes of the state.
 
 Nothing is run. Gradients travel by a ring all-reduce: each chip sends 2 (n - 1) / n times their bytes. With "fsdp"
 parameters are gathered for the forward and the backward pass and gradients scattered: 3 (n - 1) / n times. BatchNorm
@@ -19,12 +19,12 @@ from clipsep_jax.training.devices import state_sharding
 from clipsep_jax.training.step import Trainer, TrainState
 
 CHIPS = (1, 8, 64, 256, 1024)
-STEPS_A_SECOND = 10  # that the input figures suppose
+STEPS_A_SECOND = 10  # assumed by the input figures
 RECORD_SECONDS = 10
 
 
 def abstract_mesh(num_chips: int, num_models: int = 1) -> AbstractMesh:
-    """A mesh of chips that need not be there."""
+    """A mesh of chips that need not exist."""
     return AbstractMesh((num_chips // num_models, num_models), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -40,7 +40,7 @@ def bytes_on_a_chip(state: TrainState, num_chips: int, kind: str) -> int:
 
 
 def figures(config: Config, num_chips: int, chips_a_host: int) -> dict[str, Any]:
-    """What one step takes; megabytes are 10^6 bytes."""
+    """Memory and traffic of one step; megabytes are 10^6 bytes."""
     state = jax.eval_shape(Trainer(config).init)
     gradients, share = num_bytes(state.params), (num_chips - 1) / num_chips
     num_channels = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats)) // 2
@@ -64,8 +64,8 @@ def figures(config: Config, num_chips: int, chips_a_host: int) -> dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=32, help="examples of one chip")
-    parser.add_argument("--chips-a-host", type=int, default=4, help="as on most TPU hosts")
+    parser.add_argument("--batch", type=int, default=32, help="examples per chip")
+    parser.add_argument("--chips-a-host", type=int, default=4, help="default: 4, as on most TPU hosts")
     options = parser.parse_args()
     config = Config()
     model = replace(config.model, num_noise_heads=2)

@@ -1,8 +1,8 @@
 """Speed and memory of separation, for recordings of several lengths, and the cost of an extra query.
 
-`real_time_factor` is seconds of audio per second of work; loading and compiling are kept apart as `start_seconds`, as
+`real_time_factor` is seconds of audio per second of work; loading and compiling are reported as `start_seconds`, as
 they are the same for every length. `peak_bytes` is the most memory that the whole process held, the recording, its
-stems and the compiler included; a fresh process runs every length. `extra_query_percent` says how much longer the mask
+stems and the compiler included; each length runs in a fresh process. `extra_query_percent` is how much longer the mask
 logits of two queries take than those of one, and `percent_per_extra_query` the same for more, divided by their number.
 """
 
@@ -59,7 +59,7 @@ def query_seconds(separator: Separator, counts: Sequence[int], num_turns: int) -
     turns = []
     for turn in range(2 + num_turns):
         seconds = [0.0] * len(queries)
-        # In an order of its own every turn, so that none always follows the same other.
+        # In a new order every turn, so that none always follows the same one.
         for i in rng.permutation(len(queries)):
             some = queries[i]
             seconds[i] = seconds_of(lambda some=some: jax.block_until_ready(separator.mask_logits(magnitude, some)))
@@ -71,7 +71,7 @@ def query_seconds(separator: Separator, counts: Sequence[int], num_turns: int) -
 def measure(
     config: Config, seconds: Sequence[float], *, counts: Sequence[int] = (2, 4, 8, 16), num_turns: int = 50
 ) -> dict[str, Any]:
-    """Separates recordings of these lengths; then compares 1 query with each of `counts`, the first one being 2."""
+    """Separates recordings of these lengths; then compares 1 query with each of `counts`, which starts with 2."""
     with TemporaryDirectory() as temporary:
         folder = write_random_model(Path(temporary) / "model", config)
         lengths = {f"{length:g} s": in_fresh_process(folder, length) for length in seconds}

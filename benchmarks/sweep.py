@@ -1,7 +1,7 @@
 """A sweep over gamma against single runs of the same length, at the demo's size: the commands that a user types.
 
 Everything from start to end counts: imports, compilation, input, validation, checkpoints. No program is compiled
-before. Half of the single runs come before the sweep, half after it. Also tells what the sweep found.
+before. Half of the single runs come before the sweep, half after it. Also reports the sweep's result.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def seconds_of_command(arguments: Sequence[str], cache: Path) -> float:
 
 
 def measure(folder: Path, gammas: Sequence[str], steps: int, options: Sequence[str]) -> dict[str, Any]:
-    """Seconds of both, and a row a member."""
+    """Seconds of both, and the noise activation of each member."""
     shared = [
         "--config=configs/clipsep_nit.py:toy",
         f"--config.data.records={folder / 'records'}",
@@ -71,9 +71,9 @@ def _make_records(folder: Path, config: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1200, help="of each run (default: the demo's 1200)")
+    parser.add_argument("--steps", type=int, default=1200, help="steps of each run (default: the demo's 1200)")
     parser.add_argument("--gammas", default=GAMMAS, help=f"default: {GAMMAS}")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="work there, and leave the runs")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="work there, and keep the runs")
     options, more = parser.parse_known_args()
     if options.keep and options.keep.is_dir() and any(path.name != "records" for path in options.keep.iterdir()):
         parser.error(f"{options.keep} holds more than records; give another --keep")

@@ -1,8 +1,8 @@
 """Time of a train step: CLIPSep-NIT, from int16 audio to updated weights.
 
-With --reference the official arrangement runs beside it in PyTorch, by turns, step for step: `ratio` is its U-Net and
-loss (from spectrograms on) over our whole step, `ratio_with_clip` counts its encoding of the frames too, which here is
-done once for all by `clipsep prepare`.
+With --reference it takes turns, step by step, with the official arrangement in PyTorch: `ratio` is the time of its
+U-Net and loss (from spectrograms on) over that of our whole step; `ratio_with_clip` includes its encoding of frames,
+which `clipsep prepare` does once.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from clipsep_jax.training.step import Trainer
 
 
 def nit_config(width: int = 64, batch_size: int = 4, precision: str = "float32", remat: bool = False) -> Config:
-    """CLIPSep-NIT at the official size, but for the width."""
+    """CLIPSep-NIT at the official size, except for the width."""
     config = Config()
     return replace(
         config,
@@ -62,7 +62,7 @@ class OurStep:
         trainer = Trainer(config)
         self.recipe = trainer.recipe
         self.state = trainer.init()
-        jax.config.update("jax_enable_compilation_cache", False)  # it is compiling that is timed
+        jax.config.update("jax_enable_compilation_cache", False)  # compiling is timed
         start = time.perf_counter()
         self.compiled = trainer.compiled_train_step.lower(self.state, self.batch, trainer.recipe, None).compile()
         self.compile_seconds = time.perf_counter() - start
@@ -146,7 +146,7 @@ def main() -> None:
         nargs="?",
         const="official",
         choices=("official", "tuned"),
-        help="measure beside PyTorch (needs the test extra), as the official code has it or tuned: channels last, "
+        help="measure beside PyTorch (needs the test extra), as in the official code or tuned: channels last, "
         "autocast to the same precision, TF32, torch.compile",
     )
     options = parser.parse_args()

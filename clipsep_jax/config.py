@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What a query is; `queries.kinds` has a class for each. "hybrid" takes images and texts by turns.
+# What a query is; `queries.kinds` has a class for each. "hybrid" alternates images and texts.
 QueryKind = Literal["image", "text", "hybrid", "label", "sentence", "none"]
 
 CONFIGS_FOLDER = Path(__file__).parent / "configs"
@@ -30,7 +30,7 @@ SAMPLE_RATE_HZ = 16_000  # of records, models and everything that is separated
 
 
 def _from_data() -> Any:
-    """A size that is no option: the kind of query fills it in from the data."""
+    """A size that is not an option: the kind of query fills it in from the data."""
     return field(default=0, metadata={"from_data": True})
 
 
@@ -70,14 +70,14 @@ class ModelConfig:
     """The mask network."""
 
     num_levels: int = 7  # halvings of the spectrogram; its sides must be multiples of 2**num_levels
-    width: int = 64  # channels of the first level; they double a level, up to 8 times
+    width: int = 64  # channels of the first level; doubled at each level, up to 8 times this
     num_channels: int = 32  # of the features that a query vector is multiplied with
     num_noise_heads: int = 0
     query_size: int = 512
     fusion: Literal["late", "middle", "early"] = "late"  # queries join after the U-Net, at its bottleneck or its input
     init_std: float = 0.001  # of convolutions
     num_labels: int = _from_data()  # that queries name by number, each with a trained embedding
-    num_learned_queries: int = _from_data()  # above 0, the model takes no query, but has learned so many
+    num_learned_queries: int = _from_data()  # above 0: so many learned queries, and none as input
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class ObjectiveConfig:
     gamma: float = 0.25  # the mean noise activation that costs nothing
     regularizer_weight: float = 0.1
     regularizer: Literal["sum", "ratio"] = "sum"  # of the noise masks' means, or its ratio to the query masks'
-    noise_warmup_steps: int = 0  # train the query masks alone for so long
+    noise_warmup_steps: int = 0  # during which only the query masks are trained
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class DataConfig:
     gain_max: float = 1.5
     read_threads: int = 4
     similar_pairs: Literal["keep", "drop", "downweight"] = "keep"  # mixtures of sources whose queries are alike
-    num_dropped_pairs: int = 0  # with "drop": so many more are read for a batch, and the most similar ones left out
+    num_dropped_pairs: int = 0  # with "drop": how many of the most similar pairs to drop, read in addition to a batch
     similar_pairs_from_step: int = 10_000
 
 
@@ -150,11 +150,11 @@ class TrainConfig:
     validate_every: int = 10_000
     validation_batches: int = 16
     board_mixtures: int = 2  # held-out mixtures whose masks and sounds TensorBoard shows at each validation
-    max_skipped_in_row: int = 10  # steps without a finite loss and gradient, which change nothing; then the run ends
-    hang_seconds: int = 1_800  # without a step, after which the process tells where it hangs, and ends
+    max_skipped_in_row: int = 10  # steps without a finite loss and gradient before the run ends
+    hang_seconds: int = 1_800  # without a step before the process prints its stacks and exits
     precision: Literal["float32", "bfloat16"] = "float32"  # of the U-Net's arithmetic; all else stays float32
     sharding: Literal["replicated", "fsdp"] = "replicated"  # every device holds the whole state, or a part of it
-    remat: bool = False  # compute the inside of inner levels again in the backward pass: less memory, more time
+    remat: bool = False  # recompute inner levels in the backward pass: less memory, more time
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def default_config() -> "ConfigDict":
     from ml_collections import ConfigDict, config_dict
 
     values = Config().to_dict() | {"toy": _options(ToyConfig())}
-    for name in OLD_OPTIONS:  # so that config files and command lines of old may set them
+    for name in OLD_OPTIONS:  # old config files and command lines may set them
         group, _, option = name.rpartition(".")
         (values[group] if group else values)[option] = config_dict.placeholder(object)
     return ConfigDict(values)
@@ -276,7 +276,7 @@ def _check(config: Config) -> None:
     if config.objective.name == "noise_invariant" and config.model.num_noise_heads < config.data.num_sources:
         raise InputError(
             f"The noise invariant objective needs config.model.num_noise_heads of at least {config.data.num_sources} "
-            f"(one a source), not {config.model.num_noise_heads}."
+            f"(one per source), not {config.model.num_noise_heads}."
         )
     _check_targets(config)
     if config.model.fusion != "late" and config.model.num_noise_heads:
@@ -289,14 +289,14 @@ def _check_targets(config: Config) -> None:
     num_sources, together = config.data.num_sources, config.mixing.sources_per_target
     if num_sources % together:
         raise InputError(
-            f"config.data.num_sources is {num_sources}, which no whole number of targets of "
-            f"config.mixing.sources_per_target = {together} sources makes; choose a multiple."
+            f"config.data.num_sources is {num_sources}, not a multiple of "
+            f"config.mixing.sources_per_target = {together}; choose a multiple."
         )
     if config.objective.name == "mixture_invariant":
         ways = (num_sources // together) ** num_sources
         if ways > MOST_ASSIGNMENTS:
             raise InputError(
-                f"The mixture invariant objective would try {ways:,} ways to give targets their masks, of at most "
+                f"The mixture invariant objective would try {ways:,} assignments of masks to targets, above "
                 f"{MOST_ASSIGNMENTS:,}; choose fewer config.data.num_sources or more config.mixing.sources_per_target."
             )
     elif together > 1:
@@ -330,7 +330,7 @@ def read_config(spec: str, overrides: Sequence[str]) -> Config:
     """Reads a config file and the `--config.a.b=value` overrides of the command line.
 
     Args:
-        spec: FILE.py or the name of a shipped config, such as "clipsep_nit", and maybe ":DATASET" after it.
+        spec: FILE.py or the name of a shipped config, such as "clipsep_nit", optionally followed by ":DATASET".
 
     Raises:
         InputError: there is no such file, it fails, or an override names no option.
@@ -339,14 +339,14 @@ def read_config(spec: str, overrides: Sequence[str]) -> Config:
     from ml_collections import config_flags
 
     spec = _find_file(spec)
-    sys.modules.setdefault("configs", importlib.import_module("clipsep_jax.configs"))  # which own configs import from
+    sys.modules.setdefault("configs", importlib.import_module("clipsep_jax.configs"))  # users' configs import from it
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values)
     typed, sys.argv = sys.argv, ["clipsep", f"--config={spec}", *overrides]  # config_flags looks for overrides there
     try:
         left = values(sys.argv)[1:]
         if left:
-            raise InputError(f"{left[0]!r} is no option; see --help.")
+            raise InputError(f"{left[0]!r} is not an option; see --help.")
         return Config.from_config_dict(holder.value)
     except InputError:
         raise
@@ -357,7 +357,7 @@ def read_config(spec: str, overrides: Sequence[str]) -> Config:
 
 
 def _find_file(spec: str) -> str:
-    """FILE.py or FILE.py:DATASET, with the path of a shipped config in the place of its name."""
+    """FILE.py or FILE.py:DATASET, with a shipped config's name replaced by its path."""
     name, suffix, dataset = spec.partition(".py")
     if not suffix:
         name, colon, dataset = spec.partition(":")

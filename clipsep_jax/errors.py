@@ -2,7 +2,7 @@
 
 EXIT_FAILURE = 1  # of the machine, such as a full disk
 EXIT_INPUT = 2
-EXIT_PREEMPTED = 75  # "try again later": training saved after SIGTERM, and the same command goes on
+EXIT_PREEMPTED = 75  # "try again later": training saved after SIGTERM, and the same command resumes it
 EXIT_INTERRUPTED = 130
 
 

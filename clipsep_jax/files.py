@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of the operating system that name no file, such as that of a full disk, name `path`."""
+    """Adds `path` to errors of the operating system that name no file, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -31,7 +31,7 @@ def naming(path: Path) -> Iterator[None]:
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` for writing; it takes that name only once it is complete and on disk.
 
-    The temporary name, `*.partial`, is no other process's and no other thread's.
+    The temporary name, `*.partial`, is unique to the process and thread.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
@@ -59,11 +59,11 @@ def _sync(path: Path) -> None:
 def staged_folder(folder: Path, kept: Path | None = None) -> Iterator[Path]:
     """Give a scratch folder whose files move into `folder`, each whole, once the block ends without an error.
 
-    A folder in it moves as one, into the place of none or of an empty one.
+    A folder in it moves as one; its target must be missing or empty.
 
     Args:
-        kept: the scratch folder to use, which stays after an error and after a kill, so that a later run can go on with
-            what lies in it. By default it is a hidden folder of its own in `folder`, which an error removes.
+        kept: the scratch folder to use, which stays after an error and after a kill, so that a later run can resume
+            from it. By default it is a hidden folder of its own in `folder`, which an error removes.
     """
     if kept is not None:
         kept.mkdir(exist_ok=True)
@@ -93,7 +93,7 @@ def decode_json(text: str | bytes, where: object, otherwise: str, kind: type[T])
 
     Args:
         where: what the text was read from, for the message.
-        otherwise: how the sentence goes on where there is no such value, such as "is damaged; restore the file."
+        otherwise: how the message continues if there is no such value, such as "is damaged; restore the file."
         kind: the type that the outermost value must have.
 
     Raises:
@@ -122,7 +122,7 @@ def decode_json_as(make: Callable[..., T], text: str | bytes, where: object, oth
     """What `make`, such as a dataclass, makes of the fields of a JSON object; see `decode_json`.
 
     Raises:
-        InputError: the text is no JSON object, or `make` takes other fields.
+        InputError: the text is not a JSON object, or `make` takes other fields.
     """
     fields = decode_json(text, where, otherwise, dict)
     try:
@@ -132,7 +132,7 @@ def decode_json_as(make: Callable[..., T], text: str | bytes, where: object, oth
 
 
 def read_json_lines(path: Path, otherwise: str, make: Callable[..., T] = dict[str, Any]) -> list[T]:  # type: ignore[assignment]
-    """The objects of a file with one of JSON a line, each given to `make`; see `decode_json_as`.
+    """The JSON objects of a file with one per line, each given to `make`; see `decode_json_as`.
 
     Raises:
         InputError: a line holds no JSON object, or one of other fields.
@@ -142,7 +142,7 @@ def read_json_lines(path: Path, otherwise: str, make: Callable[..., T] = dict[st
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
-    """Write a file with the JSON of a value a line, whole or not at all."""
+    """Write a file with one JSON value per line, whole or not at all."""
     with atomic_write(path) as file:
         file.writelines(map(encode_json, values))
 

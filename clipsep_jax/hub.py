@@ -41,7 +41,7 @@ def resolve_model_folder(name_or_path: str) -> Path:
     except Exception as error:  # the client's network errors share no base class across its versions
         reason = (str(error) or type(error).__name__).split("\n")[0].strip().rstrip(".")
         raise InputError(
-            f"{name_or_path} is no folder here and cannot be fetched from the Hugging Face Hub ({reason}); "
+            f"{name_or_path} is not a local folder and cannot be fetched from the Hugging Face Hub ({reason}); "
             "check the name and the connection, or give a local folder."
         ) from error
 

@@ -29,7 +29,7 @@ class Metric:
     """A number that is higher the more an estimate is like the true sound.
 
     Attributes:
-        title: what people call it.
+        title: its usual name.
         unit: of the number.
         score: from a reference and an estimate, both [*b L], to [*b].
     """
@@ -41,7 +41,7 @@ class Metric:
 
 # By name: the keys of scores.json, the columns of sweep.csv and the figures' files begin with it.
 METRICS = {"sdr": Metric("SDR", "dB", sdr)}
-CHIEF = "sdr"  # rows of mixtures name its values by the estimate alone
+CHIEF = "sdr"  # in rows of mixtures its columns are named by the estimate only
 
 
 def summarise(values: Mapping[str, Float[np.ndarray, " n"]]) -> dict[str, float | int]:

@@ -1,4 +1,4 @@
-"""Sources -> mixture, mask targets and loss weights. Targets come from here alone."""
+"""Sources -> mixture, mask targets and loss weights. Targets are made only here."""
 
 import jax
 import jax.numpy as jnp

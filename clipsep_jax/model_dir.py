@@ -75,7 +75,7 @@ def start_model_dir(
     labels: Sequence[str] = (),
     table: EmbeddingTable | None = None,
 ) -> None:
-    """Writes all but the weights: the config, the labels, and the files of the encoder (where local) or table."""
+    """Writes all except the weights: the config, the labels, and the files of the encoder (where local) or table."""
     folder.mkdir(parents=True, exist_ok=True)
     if encoder is not None:
         copy_encoder(encoder.name, folder / ENCODER_FOLDER)
@@ -92,7 +92,7 @@ def start_model_dir(
 
 def write_weights(folder: Path, model: CLIPSep, step: int, validation_loss: float | None) -> None:
     """Writes the weights into a started model directory, whole or not at all."""
-    # One entry, because safetensors writes several in any order and equal runs shall give equal bytes.
+    # One entry, because safetensors writes several in any order and equal runs must give equal bytes.
     progress = encode_json({"step": step, "validation_loss": validation_loss}).decode().rstrip()
     write_tensors(folder / WEIGHTS_FILE, export_tensors(model, stored_rules(model)), {"progress": progress})
 
@@ -105,7 +105,7 @@ def open_model_dir(path: str | Path) -> ModelDir:
     """
     path = Path(path).expanduser()
     if not path.is_dir():
-        raise InputError(f"{path} is no folder; give a model directory or a training workdir.")
+        raise InputError(f"{path} is not a folder; give a model directory or a training workdir.")
     folder = path if (path / CONFIG_FILE).is_file() else path / BEST_FOLDER
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
@@ -141,7 +141,7 @@ def read_progress(path: Path) -> Mapping[str, Any]:
 
 
 def describe(model: ModelDir) -> str:
-    """What a model directory holds, for people."""
+    """A readable summary of a model directory."""
     config = model.config
     arrays = read_tensors(model.folder)
     millions = sum(array.size for array in arrays.values()) / 1e6

@@ -57,15 +57,15 @@ _NAMES_TODAY = {
 
 
 def names_today(option: str) -> tuple[str, ...]:
-    """The names of an option, maybe of an earlier version, in today's configs."""
+    """The current names of an option, which may be of an earlier version."""
     return _NAMES_TODAY.get(option, (option,))
 
 
 def replace_old_options(values: dict[str, Any]) -> dict[str, Any]:
-    """Nested options with those of earlier versions put into today's.
+    """Nested options, with those of earlier versions converted.
 
     Raises:
-        InputError: an old option has a value that it never could have.
+        InputError: an old option has a value that was never allowed.
     """
     values = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
     for name, put in OLD_OPTIONS.items():

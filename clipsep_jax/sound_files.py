@@ -15,7 +15,7 @@ from clipsep_jax.files import atomic_write
 
 LIBSNDFILE_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".aif", ".aiff"}  # FFmpeg reads the others
 
-# What to do about a file that is refused, by the reason.
+# What to do about a refused file, by reason.
 _ADVICE = {
     "missing": "give a sound or video file",
     "no_audio": "give a recording with sound",
@@ -27,7 +27,7 @@ _ADVICE = {
 def read_sound(path: Path) -> Float32[np.ndarray, " L"]:
     """Read the sound of a sound or video file: mono (the mean of its channels) at 16 kHz, finite.
 
-    The reasons and sentences of what is refused are those of `clipsep prepare` (docs/records.md).
+    The reasons and messages of refusals are those of `clipsep prepare` (docs/records.md).
 
     Raises:
         InputError: the file is missing, has no sound, is too long, or cannot be decoded.

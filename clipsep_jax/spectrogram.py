@@ -114,7 +114,7 @@ def frequency_unwarp(num_bins: int, num_warped_bins: int) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def time_resample(num_frames: int) -> np.ndarray:
-    """[T, T]: the identity, but for the rounding of the official grid."""
+    """[T, T]: the identity, except for the rounding of the official grid."""
     return two_tap_matrix(np.linspace(-1, 1, num_frames), num_frames)
 
 

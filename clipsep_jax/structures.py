@@ -1,8 +1,8 @@
-"""The values that travel between modules.
+"""The values passed between modules.
 
 Shape letters, used in every signature of the package:
 
-    B  examples in a batch          N  sources in a mixture (and queries, one a source)
+    B  examples in a batch          N  sources in a mixture (and queries, one per source)
     M  noise masks                  S  targets of a loss (see `Mixture`)
     L  audio samples                T  spectrogram frames
     F  linear frequency bins (513)  K  log-frequency bins (256)
@@ -41,11 +41,11 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture on the log-frequency grid, with what a loss needs to know of it.
+    """A mixture on the log-frequency grid, with what a loss needs.
 
     Attributes:
         magnitude: warped magnitude of the mixture, above zero.
-        targets: masks in [0, 1] that the loss compares with, one a source, or one for several sources together.
+        targets: masks in [0, 1] that the loss compares with, one per source or for several sources together.
         weight: weight of each bin in the loss.
     """
 
@@ -57,7 +57,7 @@ class Mixture:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MaskLogits:
-    """Masks before the sigmoid: one a query, and the noise masks where the model has them."""
+    """Masks before the sigmoid: one per query, and the noise masks if the model has them."""
 
     query: Float[Array, "*B N K T"]
     noise: Float[Array, "*B M K T"] | None = None

@@ -28,7 +28,7 @@ class Rule:
 
     Attributes:
         theirs: name of the tensor in the published file. `{word}` stands for letters, digits and underscores.
-        ours: dotted path of the variable in our module, with the same `{word}`s; None where we have no use for it.
+        ours: dotted path of the variable in our module, with the same `{word}`s; None if it is unused.
         axes: transposition from their layout to ours; None where the layouts agree.
     """
 
@@ -37,12 +37,12 @@ class Rule:
     axes: tuple[int, ...] | None = None
 
     def their_name(self, path: str) -> str | None:
-        """Return the published name of one of our variables, or None if this rule is not about it."""
+        """Return the published name of one of our variables, or None if this rule does not apply."""
         words = None if self.ours is None else _match(self.ours, path)
         return None if words is None else self.theirs.format(**words)
 
     def ignores(self, name: str) -> bool:
-        """Tell whether a published tensor is known and of no use."""
+        """Return whether a published tensor is known but unused."""
         return self.ours is None and _match(self.theirs, name) is not None
 
     def our_layout(self, tensor: np.ndarray) -> np.ndarray:
@@ -172,7 +172,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
     """Write a file of safetensors, whole or not at all.
 
     Args:
-        metadata: one entry at most, because safetensors writes several in any order, and equal tensors shall give equal
+        metadata: one entry at most, because safetensors writes several in any order, and equal tensors must give equal
             bytes.
     """
     from safetensors.numpy import save
@@ -191,12 +191,12 @@ def read_torch_tensors(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:
-        raise InputError(f"{path} can be read by PyTorch alone; install it (pip install torch).") from error
+        raise InputError(f"{path} can only be read by PyTorch; install it (pip install torch).") from error
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader fails in many ways
         reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
-        raise InputError(f"{path} is damaged or no plain state dict ({reason}); give another file.") from error
+        raise InputError(f"{path} is damaged or not a plain state dict ({reason}); give another file.") from error
     pairs = values.items() if isinstance(values, dict) else [(None, None)]
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in pairs):
         raise InputError(f"{path} holds more than tensors; save the model's state_dict() alone.")

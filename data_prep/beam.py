@@ -21,7 +21,7 @@ class BeamRunner:
 
     Attributes:
         runner: DirectRunner, FlinkRunner, SparkRunner, DataflowRunner, or another of Beam's.
-        arguments: of the pipeline, such as "--flink_master=host:8081".
+        arguments: pipeline options, such as "--flink_master=host:8081".
     """
 
     runner: str
@@ -29,7 +29,7 @@ class BeamRunner:
     time_limit_seconds: float = 600.0
 
     def __call__(self, blocks: Sequence[Block], read: Reader, num_done: int) -> None:
-        """Run the pipeline and wait for its end; see `data_prep.writer.Runner`.
+        """Run the pipeline and wait until it ends; see `data_prep.writer.Runner`.
 
         Raises:
             InputError: the pipeline failed.
@@ -43,9 +43,9 @@ class BeamRunner:
                     | "blocks" >> beam.Create(list(blocks))
                     | "write" >> beam.ParDo(_WriteBlock(read, self.time_limit_seconds))
                 )
-        except Exception as error:  # of whatever kind each of Beam's runners raises
+        except Exception as error:  # each of Beam's runners raises its own kind
             why = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-            raise InputError(f"The pipeline on {self.runner} failed ({why}); run the same command to go on.") from error
+            raise InputError(f"The pipeline on {self.runner} failed ({why}); rerun the command to resume.") from error
 
 
 class _WriteBlock(beam.DoFn):

@@ -1,4 +1,4 @@
-"""What a preparation gave: a table, the coverage of labels and splits, and the loudness of the clips."""
+"""The results of a preparation: a table, the coverage of labels and splits, and the loudness of the clips."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from clipsep_jax.files import atomic_write
 COVERAGE_NAME = "coverage.csv"
 LOUDNESS_NAME = "loudness.png"
 
-_MAX_LABELS = 30  # that are printed
+_MAX_LABELS = 30  # printed at most
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def _total_hours(lines: Sequence[LedgerLine]) -> float:
 
 
 def coverage(ledger: Sequence[LedgerLine]) -> list[Coverage]:
-    """The coverage of every label that the inputs have, the most frequent first; unlabelled clips have the label ""."""
+    """The coverage of every label of the inputs, the most frequent first; unlabelled clips have the label ""."""
     by_label: dict[str, list[LedgerLine]] = {}
     for line in ledger:
         by_label.setdefault(line.label, []).append(line)
@@ -72,7 +72,7 @@ def coverage(ledger: Sequence[LedgerLine]) -> list[Coverage]:
 
 
 def coverage_table(rows: Sequence[Coverage]) -> str:
-    """The coverage as text; of many labels, the most and the least frequent."""
+    """The coverage as text; of many labels, only the most and the least frequent."""
     shown: list[Coverage | None] = list(rows)
     if len(rows) > _MAX_LABELS:
         shown = [*rows[: _MAX_LABELS // 2], None, *rows[-_MAX_LABELS // 2 :]]

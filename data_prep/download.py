@@ -1,4 +1,4 @@
-"""Fetching the videos of a list with yt-dlp: one at a time, with pauses, resumable, a line of a ledger each."""
+"""Fetching the videos of a list with yt-dlp: one at a time, with pauses, resumable, a ledger line for each."""
 
 import csv
 import os
@@ -20,7 +20,7 @@ from clipsep_jax.files import decode_json_as, encode_json
 DOWNLOAD_LEDGER_NAME = "download.jsonl"
 URL = "https://www.youtube.com/watch?v={}"
 FORMAT = "b[height<=480][ext=mp4]/b[height<=480]/b"  # one file with sound, so that nothing must be merged
-MAX_BLOCKED = 5  # refusals in a row after which to stop asking
+MAX_BLOCKED = 5  # stop after so many refusals in a row
 
 _ID = re.compile(r"[\w-]+")
 _GONE = re.compile(
@@ -35,7 +35,7 @@ _BLOCKED = re.compile(
 
 @dataclass(frozen=True)
 class DownloadLine:
-    """What became of one video: "downloaded", or "failed" with a reason: gone, blocked, or error."""
+    """The outcome of one video: "downloaded", or "failed" with a reason: gone, blocked, or error."""
 
     id: str
     status: str
@@ -46,25 +46,25 @@ class DownloadLine:
 
 
 def read_ids(path: Path) -> list[str]:
-    """The ids of a list, each once: vggsound.csv, a list of MUSIC (.json) or of the official code, or an id a line.
+    """The ids of a list, each once: vggsound.csv, a list of MUSIC (.json) or of the official code, or one id per line.
 
     Raises:
-        InputError: the file is missing or holds something that is no id.
+        InputError: the file is missing or holds something that is not an id.
     """
     if path.suffix == ".json":
         ids = [video for _, video in music.read_list(path)]
     elif not path.is_file():
-        raise InputError(f"There is no file {path}; give vggsound.csv, a list of MUSIC, or a file with an id a line.")
+        raise InputError(f"There is no file {path}; give vggsound.csv, a list of MUSIC, or a file of one id per line.")
     else:
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 first = [row[0].strip() for row in csv.reader(file) if row and row[0].strip()]
         except (csv.Error, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is no list of ids in UTF-8 ({error}); give another file.") from error
+            raise InputError(f"{path} is not a list of ids in UTF-8 ({error}); give another file.") from error
         ids = [PurePosixPath(word).stem if "/" in word else word for word in first]
     wrong = [id for id in ids if not _ID.fullmatch(id)]
     if wrong or not ids:
-        raise InputError(f"{path} holds {wrong[0]!r}, which is no id of a video." if wrong else f"{path} is empty.")
+        raise InputError(f"{path} holds {wrong[0]!r}, which is not a video id." if wrong else f"{path} is empty.")
     return list(dict.fromkeys(ids))
 
 
@@ -77,18 +77,18 @@ def download(
     retry_gone: bool = False,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[DownloadLine]:
-    """Fetch the videos into `out/ID.mp4` (or another suffix of videos), and add a line each to `out/download.jsonl`.
+    """Fetch the videos into `out/ID.mp4` (or another video suffix), and add a line for each to `out/download.jsonl`.
 
-    Videos that are there, or known to be gone, are skipped; a half-fetched file is continued. Returns the last line of
+    Videos that are there, or known to be gone, are skipped; a partial download is resumed. Returns the last line of
     each id.
 
     Args:
-        url: of a video, with {} for its id.
-        pause_seconds: between two videos.
-        retry_gone: ask again for those that were gone.
+        url: address of a video, with {} for its id.
+        pause_seconds: pause between two videos.
+        retry_gone: also try videos that were gone.
 
     Raises:
-        InputError: yt-dlp is not installed, or the server refuses again and again.
+        InputError: yt-dlp is not installed, or the server keeps refusing.
     """
     _check_url(url)
     out.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def download(
 
 def _stop_where_blocked(lines: Sequence[DownloadLine]) -> None:
     if [line.reason for line in lines[-MAX_BLOCKED:]] == ["blocked"] * MAX_BLOCKED:
-        raise InputError(f"The server refused {MAX_BLOCKED} times in a row ({lines[-1].detail}); go on later.")
+        raise InputError(f"The server refused {MAX_BLOCKED} times in a row ({lines[-1].detail}); try again later.")
 
 
 def _check_url(url: str) -> None:
@@ -121,7 +121,7 @@ def _check_url(url: str) -> None:
 
 
 def _settled(id: str, out: Path, earlier: DownloadLine | None, retry_gone: bool) -> DownloadLine | None:
-    """The line of a video that need not be asked for: it is there, or known to be gone."""
+    """The line of a video that need not be fetched: it is there, or known to be gone."""
     return _downloaded(id, out) or (earlier if earlier and earlier.reason == "gone" and not retry_gone else None)
 
 
@@ -152,7 +152,7 @@ def _fetch(id: str, out: Path, url: str) -> DownloadLine:
     except DownloadError as error:
         detail = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).removeprefix("ERROR: ").strip()
         return DownloadLine(id, "failed", reason_of(detail), detail)
-    return _downloaded(id, out) or DownloadLine(id, "failed", "error", "no video file came out of it")
+    return _downloaded(id, out) or DownloadLine(id, "failed", "error", "yt-dlp wrote no video file")
 
 
 def _downloaded(id: str, out: Path) -> DownloadLine | None:
@@ -169,7 +169,7 @@ def reason_of(detail: str) -> str:
 
 
 class _Silence:
-    """Takes yt-dlp's messages: what matters is in the ledger."""
+    """Discards yt-dlp's messages: what matters is in the ledger."""
 
     def debug(self, message: str) -> None: ...
     def warning(self, message: str) -> None: ...
@@ -189,5 +189,5 @@ def _read_lines(ledger: Path) -> list[DownloadLine]:
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
         os.truncate(ledger, len(whole))
-    otherwise = "is no ledger of downloads; move it away, or name another folder."
+    otherwise = "is not a ledger of downloads; move it away, or name another folder."
     return [decode_json_as(DownloadLine, line, ledger, otherwise) for line in whole.splitlines()]

@@ -38,7 +38,7 @@ _OPTIONS_NAME = "options.json"
 
 
 def embed_records(records: Sequence[Record], encoder: Encoder, batch_size: int = 32) -> list[Record]:
-    """Fill `frame_embeddings` from the stored JPEGs, so that they belong to exactly the pixels that are stored."""
+    """Fill `frame_embeddings` from the stored JPEGs, so that they match the stored pixels exactly."""
     if not records:
         return []
     jpegs = [jpeg for record in records for jpeg in record.frames]
@@ -60,7 +60,7 @@ def label_table(labels: Sequence[str], encoder: Encoder, template: str = DEFAULT
     """Embed the prompt of every label.
 
     Raises:
-        NoTextError: the encoder takes pictures alone.
+        NoTextError: the encoder takes only pictures.
         InputError: the template does not hold `{}` exactly once.
     """
     return EmbeddingTable(tuple(labels), encoder.embed_text([prompt_for(label, template) for label in labels]))
@@ -69,19 +69,19 @@ def label_table(labels: Sequence[str], encoder: Encoder, template: str = DEFAULT
 def embed_record_set(records: Path, encoder: Encoder, *, drop_frames: bool = False, batch_size: int = 32) -> Manifest:
     """Embed the stored pictures and the labels of a folder of records and rewrite its shards, one by one.
 
-    Recordings that never had pictures get no embeddings but those of their labels. A run that was stopped is continued
-    by the same call, and the files come out equal to those of a run that was not. Until the end there is no manifest,
-    so that nobody reads a folder of which a part is rewritten.
+    For recordings without pictures, only the labels are embedded. The same call resumes a stopped run, and gives the
+    same files as an uninterrupted one. Until the end there is no manifest, so that a half-rewritten folder is never
+    read.
 
     Args:
         drop_frames: leave the pictures out of the rewritten records.
-        batch_size: pictures of one batch; batches are counted from the start of each shard.
+        batch_size: pictures per batch; batches are counted from the start of each shard.
 
     Returns:
-        The new manifest; the old one where there was nothing to do.
+        The new manifest, or the old one if there was nothing to do.
 
     Raises:
-        InputError: the records are not complete or hold no pictures, or a run of other options has not finished.
+        InputError: the records are not complete or hold no pictures, or a run with other options is unfinished.
     """
     info = EncoderInfo(encoder.name, encoder.sha256, encoder.query_size)
     options = {"encoder": info.sha256, "drop_frames": drop_frames, "batch_size": batch_size}
@@ -95,7 +95,7 @@ def embed_record_set(records: Path, encoder: Encoder, *, drop_frames: bool = Fal
             print(f"{records} already holds these embeddings: nothing to do.", file=sys.stderr)
             return manifest
     known = _made_by(info, manifest)
-    table = None if known else _table_of(manifest, encoder)  # may fail, so before the first file is touched
+    table = None if known else _table_of(manifest, encoder)  # may fail, so it comes before any change of files
     _take_manifest(records, options)
     (records / tfds.INFO_NAME).unlink(missing_ok=True)  # TensorFlow Datasets must not read it meanwhile either
     rewrite = partial(_rewritten, encoder=None if known else encoder, drop_frames=drop_frames, batch_size=batch_size)
@@ -109,7 +109,7 @@ def embed_record_set(records: Path, encoder: Encoder, *, drop_frames: bool = Fal
 
 
 def _rewritten(old: list[Record], encoder: Encoder | None, drop_frames: bool, batch_size: int) -> list[Record]:
-    """Records with embeddings by an encoder, or as they are, and with or without their pictures."""
+    """The records, embedded if there is an encoder, and without their pictures if those are dropped."""
     new = embed_records(old, encoder, batch_size) if encoder else old
     return [replace(record, frames=()) for record in new] if drop_frames else new
 
@@ -121,7 +121,7 @@ def other_files(records: Path) -> dict[str, str]:
 
 
 def manifest_in_hand(records: Path) -> Manifest | None:
-    """The manifest that a stopped run took away; where there is a manifest, no run is unfinished."""
+    """The manifest that an unfinished run has moved away, None if there is no such run."""
     work = records / EMBEDDING_NAME
     if (records / MANIFEST_NAME).is_file() or not (work / MANIFEST_NAME).is_file():
         return None
@@ -131,7 +131,7 @@ def manifest_in_hand(records: Path) -> Manifest | None:
 def _check_options(records: Path, options: dict) -> None:
     path = records / EMBEDDING_NAME / _OPTIONS_NAME
     if read_json(path, "is damaged; prepare the records again.", dict) != options:
-        raise InputError(f"{records} is half embedded with another encoder or options; finish that with those first.")
+        raise InputError(f"{records} is half embedded with another encoder or options; finish that run first.")
 
 
 def _take_manifest(records: Path, options: dict) -> None:
@@ -158,7 +158,7 @@ def _needs_work(records: Path, manifest: Manifest, encoder: EncoderInfo, drop_fr
 
 
 def _table_of(manifest: Manifest, encoder: Encoder) -> EmbeddingTable | None:
-    """The table of the known labels; None where there are none, or the encoder takes no text."""
+    """The table of the known labels; None if there are none, or the encoder takes no text."""
     try:
         return label_table(sorted(manifest.labels), encoder) if manifest.labels else None
     except NoTextError:
@@ -190,10 +190,10 @@ def _rewrite_shards(
 def _rewrite_shard(
     records: Path, shard: Shard, rewrite: Callable[[list[Record]], list[Record]], audio_encoding: str
 ) -> Shard:
-    """Put a new shard and its index in the place of the old ones, unless a stopped run has already done so.
+    """Replace a shard and its index by new ones, unless a stopped run has already done so.
 
-    The old ones stay until the new ones are complete and said to be so by a file of their own; from then on, all that
-    can be left to do is to move them.
+    The old ones stay until the new ones are complete and a separate file says so; after that, they only have to be
+    moved.
     """
     work = records / EMBEDDING_NAME / shard.name
     complete = work.with_name(shard.name + ".json")

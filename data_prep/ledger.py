@@ -1,4 +1,4 @@
-"""What became of every input: one line of JSON each."""
+"""The outcome of every input: one line of JSON each."""
 
 import math
 from collections import Counter
@@ -28,7 +28,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class LedgerLine:
-    """What became of one input; the figures are None where it was rejected."""
+    """The outcome of one input; the figures are None if it was rejected."""
 
     input: str
     status: str  # "accepted" or "rejected"
@@ -53,7 +53,7 @@ def _rms(audio: Int16[np.ndarray, " L"]) -> float:
 
 
 def ledger_line(source: Input, outcome: Record | Rejection) -> LedgerLine:
-    """Say what became of one input."""
+    """The ledger line of one input."""
     if isinstance(outcome, Rejection):
         return LedgerLine(source.id, "rejected", outcome.reason, outcome.detail, source.label, source.split)
     return LedgerLine(
@@ -80,10 +80,10 @@ def read_ledger(path: Path) -> list[LedgerLine]:
     """Read a ledger.
 
     Raises:
-        InputError: the file is missing or is no ledger.
+        InputError: the file is missing or is not a ledger.
     """
     try:
-        return read_json_lines(path, "is no ledger of `clipsep prepare`; prepare the records again.", LedgerLine)
+        return read_json_lines(path, "is not a ledger of `clipsep prepare`; prepare the records again.", LedgerLine)
     except FileNotFoundError:
         raise InputError(f"There is no {path}; name a folder that `clipsep prepare` has written.") from None
 

@@ -19,22 +19,22 @@ from clipsep_jax.data_prep.sources.inputs import Input
 from clipsep_jax.errors import InputError
 
 Outcome = Record | Rejection
-Reader = Callable[[Input], Outcome]  # must be a module's function, or a partial of one, to reach the children
+Reader = Callable[[Input], Outcome]  # a module-level function, or a partial of one, so that it can be pickled
 
 DIED = "its decoder died"
 
-_MAX_POOLS = 5  # that may break over one input
-_AHEAD = 4  # inputs given to each process before the first is done
+_MAX_POOLS = 5  # pools that one input may break
+_AHEAD = 4  # inputs queued for each process
 
 
 class ReaderPool:
     """Processes that read inputs, as a context manager.
 
-    A child that takes too long or dies is replaced, and costs the input that it read.
+    A child that takes too long or dies is replaced, and its input is rejected.
     """
 
     def __init__(self, read: Reader, num_workers: int, time_limit_seconds: float) -> None:
-        """Start nothing yet; with no workers, inputs are read in this process and without a limit."""
+        """Start nothing yet; without workers, inputs are read in this process without a time limit."""
         self._read = read
         self._num_workers = num_workers
         self._limit = time_limit_seconds
@@ -42,7 +42,7 @@ class ReaderPool:
 
     def __enter__(self) -> "ReaderPool":
         if self._num_workers:
-            context = multiprocessing.get_context("spawn")  # threads of this process are no good for a fork
+            context = multiprocessing.get_context("spawn")  # forking a process with threads is unsafe
             self._pool = ProcessPool(self._num_workers, initializer=_start_child, context=context)
         return self
 
@@ -54,10 +54,10 @@ class ReaderPool:
             self._pool.join()
 
     def outcomes(self, inputs: Iterable[Input]) -> Iterator[Outcome]:
-        """The outcomes in the order of the inputs, which are read a bounded number ahead.
+        """The outcomes in the order of the inputs, of which a bounded number is read ahead.
 
         Raises:
-            InputError: children die again and again while they read nothing.
+            InputError: children keep dying before they read anything.
         """
         pending: deque[tuple[Input, Future | Rejection]] = deque()
         for source in inputs:
@@ -82,19 +82,19 @@ class ReaderPool:
             return future
 
     def _first(self, pending: "deque[tuple[Input, Future | Rejection]]") -> Outcome:
-        """Wait for the first outcome; where the pool broke, in a new one."""
+        """Wait for the first outcome; if the pool breaks, start a new one."""
         for _ in range(_MAX_POOLS):
             try:
                 outcome = self._end(pending[0][1])
                 pending.popleft()
                 return outcome
-            except BrokenProcessPool:  # a child died while it read nothing
+            except BrokenProcessPool:  # a child died while it was idle
                 self.__exit__(None, None, None)
                 self.__enter__()
                 for number, (source, begun) in enumerate(pending):
                     if isinstance(begun, Future) and (not begun.done() or begun.exception()):
                         pending[number] = (source, self._begin(source))
-        raise InputError("Processes that should read files are killed at once; is memory short? Try fewer --workers.")
+        raise InputError("Reader processes are killed at once; memory may be short: try fewer --workers.")
 
     def _end(self, pending: Future | Rejection) -> Outcome:
         if isinstance(pending, Rejection):
@@ -120,7 +120,7 @@ def _start_child() -> None:
 
 
 def _end_with_parent() -> None:
-    """Children of a process that was killed would wait for work for ever."""
+    """End when the parent is killed, instead of waiting for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

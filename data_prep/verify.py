@@ -1,4 +1,4 @@
-"""Whether a folder of records is as it was written: every byte of every shard and index."""
+"""Checks that a folder of records is unchanged: every byte of every shard and index."""
 
 import hashlib
 import sys
@@ -21,7 +21,7 @@ from clipsep_jax.errors import InputError
 
 
 def verify(folder: Path) -> Iterator[str]:
-    """Check every record, shard, index and other file; give a sentence for each that is not as it was written.
+    """Check every record, shard, index and other file; give a sentence for each that has changed.
 
     Raises:
         InputError: there is no complete folder of records.
@@ -37,17 +37,17 @@ def verify(folder: Path) -> Iterator[str]:
         if not path.is_file():
             yield f"{path} is missing; restore it or prepare the records again."
         elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            yield f"{path} is not as it was written; restore it or prepare the records again."
+            yield f"{path} has changed; restore it or prepare the records again."
     for name, content in tfds_files(manifest).items():
         if not (folder / name).is_file() or (folder / name).read_bytes() != content:
-            yield f"{folder / name} does not tell what the manifest tells; restore it or prepare the records again."
+            yield f"{folder / name} disagrees with the manifest; restore it or prepare the records again."
     num_records = sum(shard.num_records for shard in shards)
     if manifest.counts.get("accepted") != num_records or sum(manifest.labels.values()) > num_records:
-        yield f"{folder / MANIFEST_NAME} does not count its records right; restore it or prepare the records again."
+        yield f"{folder / MANIFEST_NAME} counts its records wrongly; restore it or prepare the records again."
 
 
 def shard_problems(folder: Path, shard: Shard) -> Iterator[str]:
-    """The sentences of one shard."""
+    """The problems of one shard, a sentence each."""
     path = folder / shard.name
     try:
         split = RecordSplit(folder, "", [shard])
@@ -68,6 +68,6 @@ def shard_problems(folder: Path, shard: Shard) -> Iterator[str]:
         return
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            yield f"{path} is not the file that the manifest names (another SHA-256); restore it or prepare it again."
+            yield f"{path} does not have the SHA-256 of the manifest; restore it or prepare it again."
     if index_path(path).read_bytes() != b"".join(lines):
-        yield f"{index_path(path)} does not tell what its shard holds; restore it or prepare the records again."
+        yield f"{index_path(path)} disagrees with its shard; restore it or prepare the records again."

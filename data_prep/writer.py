@@ -1,7 +1,7 @@
 """From inputs to a folder of records, in blocks: a block's files depend on its inputs alone, and are written once.
 
-The same inputs give the same bytes whoever reads them, and a run that was stopped goes on with the blocks that it had
-not finished. Blocks are written to `parts/`; when all are there, their shards move to their final names.
+The same inputs give the same bytes, whichever process reads them, and a stopped run resumes with its unfinished blocks.
+Blocks are written to `parts/`; when all are finished, their shards move to their final names.
 """
 
 import hashlib
@@ -53,22 +53,22 @@ class Block:
 
     @property
     def folder(self) -> Path:
-        """Of the block's shards, at most one a split."""
+        """The folder of the block's shards, at most one per split."""
         return self.out / _PARTS_NAME / f"{self.number:05d}"
 
     @property
     def part(self) -> Path:
-        """The file that says that the block is finished."""
+        """The file that marks the block as finished."""
         return self.folder.with_suffix(".json")
 
 
-# Reads and writes blocks, of inputs of which so many more are finished: `PoolRunner`, or `data_prep.beam.BeamRunner`.
+# Reads and writes blocks, given how many inputs are finished already: `PoolRunner` or `data_prep.beam.BeamRunner`.
 Runner = Callable[[Sequence[Block], Reader, int], None]
 
 
 @dataclass(frozen=True)
 class PoolRunner:
-    """Reads in processes of this machine; with no workers, in this process and without a time limit."""
+    """Reads in processes of this machine; without workers, in this process without a time limit."""
 
     num_workers: int = 1
     time_limit_seconds: float = 600.0
@@ -108,13 +108,13 @@ def write_records(
     Args:
         inputs: what to read, in the order of the ledger.
         read: gives the record of one input, or why there is none.
-        out: the folder to write; a run that was stopped is continued, a finished one is left as it is.
+        out: the folder to write; a stopped run is resumed, a finished one is left as it is.
         run: reads and writes the blocks; by default one process of this machine.
-        reading: names the reader and its options, which must not change from run to run.
+        reading: names the reader and its options, which must not change between runs.
         audio_encoding: "pcm16" or "flac".
-        max_rejected: share of the inputs above which there is no manifest, but only the ledger.
-        block_size: inputs of one block, at most one shard a split.
-        command: to be remembered in the manifest.
+        max_rejected: if a larger share of the inputs is rejected, only the ledger is written.
+        block_size: inputs per block, which has at most one shard per split.
+        command: stored in the manifest.
 
     Raises:
         InputError: the folder holds something else or is in use, or too few inputs could be used.
@@ -156,11 +156,11 @@ def _alone(out: Path) -> Iterator[None]:
             finally:
                 (out / _LOCK_NAME).unlink(missing_ok=True)
     except Timeout:
-        raise InputError(f"Another process is writing to {out}; wait for its end, or name another folder.") from None
+        raise InputError(f"Another process is writing to {out}; wait until it ends, or name another folder.") from None
 
 
 def _is_worth_another_try(block: Block) -> bool:
-    """Whether, of a run that ended with too many rejections, some of the block's may be the machine's fault."""
+    """Whether a run ended with too many rejections, some of which in this block may be the machine's fault."""
     if not (block.out / LEDGER_NAME).is_file() or any(block.out.glob("*.tfrecord")):
         return False
     lines = _read_part(block)["ledger"]
@@ -168,7 +168,7 @@ def _is_worth_another_try(block: Block) -> bool:
 
 
 def _fingerprint(inputs: Sequence[Input], reading: str, audio_encoding: str, block_size: int) -> str:
-    """Hash what decides the records: the inputs, the sizes of their files, and the options."""
+    """Hash what determines the records: the inputs, the sizes of their files, and the options."""
     described = {
         "schema": SCHEMA_VERSION,
         "reading": reading,
@@ -186,7 +186,7 @@ def _described(source: Input) -> list:
 
 
 def _claim(out: Path, plan: str) -> Manifest | None:
-    """Make `out` ready for a run of this plan; the manifest where the run is already complete."""
+    """Make `out` ready for a run of this plan; return the manifest if that run is already complete."""
     finished = manifest_in_hand(out) or (read_manifest(out) if (out / MANIFEST_NAME).is_file() else None)
     if finished:
         _expect(out, finished.inputs_sha256 == plan)
@@ -194,7 +194,7 @@ def _claim(out: Path, plan: str) -> Manifest | None:
         print(f"{out} already holds the records of these inputs: nothing to read.", file=sys.stderr)
         return finished
     if (out / _PLAN_NAME).is_file():
-        _expect(out, read_json(out / _PLAN_NAME, "is damaged; delete its folder and prepare anew.", str) == plan)
+        _expect(out, read_json(out / _PLAN_NAME, "is damaged; delete its folder and prepare again.", str) == plan)
     elif any(path.suffix != ".partial" for path in out.iterdir()):
         raise InputError(f"{out} holds other files; name an empty or a new folder to write the records to.")
     else:
@@ -217,7 +217,7 @@ def _clear(out: Path) -> None:
 
 
 def write_block(block: Block, outcomes: Iterator[Outcome]) -> None:
-    """Write a block's shards, record by record, then the part file that says that it is finished."""
+    """Write a block's shards, record by record, then the part file that marks it as finished."""
     block.folder.mkdir(exist_ok=True)
     writers: dict[str, ShardWriter] = {}
     lines = []
@@ -275,7 +275,7 @@ def _check_rejected(out: Path, ledger: Sequence[LedgerLine], num_accepted: int, 
         raise InputError(f"None of the {len(ledger)} inputs could be used ({why}); see {out / LEDGER_NAME}.")
     raise InputError(
         f"{num_rejected} of {len(ledger)} inputs were rejected ({why}), a share of {num_rejected / len(ledger):.2f}; "
-        f"see {out / LEDGER_NAME}, and run it again with a higher --max-rejected to take the others."
+        f"see {out / LEDGER_NAME}, and run the same command with a higher --max-rejected to take the others."
     )
 
 

@@ -46,7 +46,7 @@ def make_records(
     encoder: Encoder | None = None,
     labels: Sequence[str] = LABELS,
 ) -> Path:
-    """A folder of records with these many clips a split, with random embeddings or those of an encoder."""
+    """A folder of records with this many clips per split, with random embeddings or those of an encoder."""
     folder.mkdir(parents=True, exist_ok=True)
     splits, start = {}, 0
     for name, count in (counts or {"train": 9, "validation": 6, "test": 6}).items():

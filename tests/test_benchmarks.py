@@ -1,4 +1,4 @@
-"""The benchmarks, each at its least size, as the commands that they are."""
+"""The benchmarks, each run as a command at its least size."""
 
 import json
 import math
@@ -63,6 +63,13 @@ def test_six_members_cost_at_most_six_single_runs():
     """In steps, and in wall time with imports, compilation, input and checkpoints."""
     assert run("members", "--turns", "3")["map_ratio"] < 1
     assert run("sweep", "--steps", "40")["ratio"] < 1
+
+
+@pytest.mark.soak
+def test_a_config_is_trained_and_scored_on_the_toy_set():
+    found = run("toy", "bertsep", "--steps", "2", "--mixtures", "2")["bertsep"]
+    assert found["minutes"] > 0
+    assert {"mixture", "sentence", "wrong_query"} <= set(found["sdr_mean_and_sem"])
 
 
 @pytest.mark.soak

@@ -68,7 +68,7 @@ def test_defaults_are_the_official_ones():
         ({"data": {"drop_closest": 2}, "query": {"kind": "label"}}, "compares CLIP queries"),
         ({"mixing": {"sources_per_target": 2}}, 'needs config.objective.name = "mixture_invariant"'),
         ({"mixing": {"sources_per_target": 2}, "data": {"num_sources": 3}}, "choose a multiple"),
-        ({"objective": {"name": "mixture_invariant"}, "data": {"num_sources": 8}}, "16,777,216 ways"),
+        ({"objective": {"name": "mixture_invariant"}, "data": {"num_sources": 8}}, "16,777,216 assignments"),
         ({"objective": {"name": "mixture_invariant"}}, 'query.kind = "image" goes with'),
         ({"data": {"similar_pairs": "drop"}}, "give a count"),
         ({"data": {"similar_pairs": "dorp"}}, "must be one of 'keep', 'drop', 'downweight'"),

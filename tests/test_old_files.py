@@ -1,4 +1,4 @@
-"""Files and command lines of version 0.1.0 before its packages were arranged anew go on working, with the same numbers.
+"""Files and command lines of version 0.1.0 before its packages were rearranged still work, with the same numbers.
 
 `old_files/` was written by that version: models of eight systems with what they made of `waveform.npy` (stems.npy) and
 of the test split (numbers.json), records, a training workdir and a sweep, each after two steps.

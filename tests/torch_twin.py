@@ -25,7 +25,7 @@ def _upsample() -> nn.Upsample:
 
 
 class _Block(nn.Module):
-    """A level of the U-Net around its inner levels: input and output side by side, but for the outermost."""
+    """A level of the U-Net around its inner levels: input and output side by side, except for the outermost."""
 
     def __init__(self, layers: list[nn.Module], *, outermost: bool = False):
         super().__init__()
@@ -53,7 +53,7 @@ def _blocks(widths: list[int], num_in: int, num_out: int) -> _Block:
 
 
 class _ConditionedBlock(nn.Module):
-    """A level of the U-Net of middle fusion; every level has a `downnorm`, those of the ends without use."""
+    """A level of the U-Net of middle fusion; every level has a `downnorm`, unused at both ends."""
 
     def __init__(self, widths: list[int], level: int, num_condition: int):
         super().__init__()
@@ -138,7 +138,7 @@ class TorchCLIPSep(nn.Module):
             nn.init.normal_(module.weight, 0.0, 1e-4)
 
     def forward(self, log_magnitude: Tensor, query: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Mask logits of the queries [B N K T] and of the noise heads [B M K T], where there are any.
+        """Mask logits of the queries [B N K T] and of the noise heads [B M K T], if there are any.
 
         Args:
             log_magnitude: log of the warped mixture magnitude, [B K T].

@@ -16,8 +16,8 @@ from clipsep_jax.errors import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, Input
 # The module of each command has DESCRIPTION, describe(parser) and run(options, overrides).
 COMMANDS = {
     "prepare": ("prepare", "Turn videos or recordings into records for training."),
-    "train": ("train", "Train a model; run the same command again to go on."),
-    "sweep-gamma": ("sweep", "Train a model for each gamma, all at once, and plot what gamma does."),
+    "train": ("train", "Train a model; run the same command again to resume."),
+    "sweep-gamma": ("sweep", "Train a model for each gamma, all at once, and plot the effect."),
     "evaluate": ("evaluate", "Score a model on held-out mixtures by text and image queries (SDR)."),
     "separate": ("separate", "Pull a sound out of a recording by a sentence."),
     "import-torch": ("import_torch", "Turn a checkpoint of the official PyTorch code into a model directory."),

@@ -49,10 +49,10 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="RECORDS", help="folder to write")
     parser.add_argument("--audio", choices=("pcm16", "flac"), default="pcm16", help="pcm16 (fast) or flac (small)")
     parser.add_argument(
-        "--max-rejected", type=_share, default=0.25, metavar="X", help="share of clips to fail above (default: 0.25)"
+        "--max-rejected", type=_share, default=0.25, metavar="X", help="fail above this share of clips (default: 0.25)"
     )
-    parser.add_argument("--time-limit", type=_seconds, default=600.0, metavar="SECONDS", help="a file (default: 600)")
-    parser.add_argument("--workers", type=positive, metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--time-limit", type=_seconds, default=600.0, metavar="SECONDS", help="per file (default: 600)")
+    parser.add_argument("--workers", type=positive, metavar="N", help="processes (default: one per core)")
     parser.add_argument("--runner", choices=RUNNERS, help="run on a cluster with Apache Beam instead")
     parser.add_argument("--beam-option", action="append", default=[], metavar="OPTION", help="for Beam; repeatable")
 
@@ -66,7 +66,7 @@ def _add_picture_options(parser: argparse.ArgumentParser) -> None:
 def _seconds(text: str) -> float:
     number = float(text)
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
     return number
 
 
@@ -109,7 +109,7 @@ def _add_vggsound_options(parser: argparse.ArgumentParser) -> None:
         type=_share,
         default=0.02,
         metavar="X",
-        help="of the training videos, to validate with, as VGGSound has none (default: 0.02)",
+        help="share of the training videos to validate with (default: 0.02)",
     )
     _add_picture_options(parser)
 
@@ -136,9 +136,9 @@ def _music(options: argparse.Namespace, _: Sequence[str]) -> None:
 
 def _add_official_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("lists", type=Path, nargs="+", metavar="LIST.csv", help="lists in the official format")
-    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder that their paths begin in")
-    parser.add_argument("--prefix", default="", metavar="PATH", help="beginning of their paths to leave out")
-    parser.add_argument("--split", choices=("train", "validation", "test"), help="default: told by a list's name")
+    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="base folder of their paths")
+    parser.add_argument("--prefix", default="", metavar="PATH", help="start of their paths to drop")
+    parser.add_argument("--split", choices=("train", "validation", "test"), help="default: read from each list's name")
     _add_common_options(parser)
     parser.add_argument("--clip", metavar="MODEL", help="Hugging Face CLIP folder or hub id: stores its embeddings")
 
@@ -151,7 +151,7 @@ def _official(options: argparse.Namespace, _: Sequence[str]) -> None:
 
 
 def _add_download_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("list", type=Path, metavar="LIST", help="vggsound.csv, a list of MUSIC, or an id a line")
+    parser.add_argument("list", type=Path, metavar="LIST", help="vggsound.csv, a list of MUSIC, or one id per line")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--pause", type=_seconds, default=5.0, metavar="SECONDS", help="between videos (default: 5)")
     parser.add_argument("--url", metavar="URL", help="of a video, {} for its id (default: YouTube's)")
@@ -232,7 +232,7 @@ def _verify(options: argparse.Namespace, _: Sequence[str]) -> None:
 
 
 def _add_table_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("labels", type=Path, metavar="LABELS.txt", help="one label a line")
+    parser.add_argument("labels", type=Path, metavar="LABELS.txt", help="one label per line")
     parser.add_argument("vectors", type=Path, metavar="VECTORS.npy", help="float32 array [labels, width]")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="file to write")
 
@@ -280,7 +280,7 @@ def _prepare(options: argparse.Namespace, inputs: "list[Input]", read: "Reader",
         elif manifest_in_hand(options.out):
             raise InputError(f"{options.out} is half embedded; finish that with --clip or `clipsep prepare embed`.")
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; run the same command again to go on") from None
+        raise KeyboardInterrupt("interrupted; run the same command again to resume") from None
     print(summary(read_ledger(options.out / LEDGER_NAME)))
     print(f"{manifest.counts['accepted']} records are in {options.out}.")
 
@@ -300,7 +300,7 @@ def _runner(options: argparse.Namespace) -> "Runner":
 
 
 def _remembered(arguments: Sequence[str]) -> list[str]:
-    """The command line without what does not change the records, so that equal records have equal manifests."""
+    """The command line without options that do not change the records: equal records have equal manifests."""
     kept, is_value = [], False
     for argument in arguments:
         name, equals, _ = argument.partition("=")
@@ -314,8 +314,8 @@ def _remembered(arguments: Sequence[str]) -> list[str]:
 _COMMANDS: dict[str, tuple[str, Callable, Callable]] = {
     "videos": (
         "A folder of videos.\n\n"
-        "Reads every video below DIR and writes records, a manifest and ledger.jsonl (a line a file).\n"
-        "Running it again goes on where it stopped.\n\n"
+        "Reads every video below DIR and writes records, a manifest and ledger.jsonl (a line per file).\n"
+        "Run it again to resume.\n\n"
         "  clipsep prepare videos VIDEOS --labels labels.csv --out runs/videos --clip openai/clip-vit-base-patch32",
         _add_videos_options,
         _videos,
@@ -348,7 +348,7 @@ _COMMANDS: dict[str, tuple[str, Callable, Callable]] = {
     ),
     "download": (
         "Fetch the videos of a list with yt-dlp.\n\n"
-        "One after the other, with pauses; running it again goes on. DIR/download.jsonl tells what became of each.\n"
+        "One after the other, with pauses; run it again to resume. DIR/download.jsonl records the outcome of each.\n"
         "Make sure that you are allowed to: the videos belong to others.\n\n"
         "  clipsep prepare download vggsound.csv --out VIDEOS",
         _add_download_options,
@@ -356,7 +356,7 @@ _COMMANDS: dict[str, tuple[str, Callable, Callable]] = {
     ),
     "embed": (
         "Embeddings of the pictures in finished records.\n\n"
-        "Embeds the stored pictures again, by another encoder; rerun to go on.\n\n"
+        "Embeds the stored pictures again with another encoder; rerun to resume.\n\n"
         "  clipsep prepare embed data/music --encoder clip:openai/clip-vit-base-patch32\n"
         "  clipsep prepare embed data/music --encoder resnet18:microsoft/resnet-18",
         _add_embed_options,

@@ -20,7 +20,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
         "--config",
         required=True,
         metavar="NAME[:DATASET]",
-        help="a shipped config, such as clipsep_nit:vggsound, or FILE.py[:DATASET] of your own",
+        help="a shipped config, such as clipsep_nit:vggsound, or your own FILE.py[:DATASET]",
     )
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument(
@@ -28,7 +28,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="an option, such as train.steps, that may differ from that of the run to go on with; repeatable",
+        help="an option, such as train.steps, that may differ from the run to resume; repeatable",
     )
     parser.add_argument(
         "--coordinator",
@@ -79,7 +79,7 @@ def get_ready(config: Any, options: argparse.Namespace) -> None:
 
 
 def step_trace(options: argparse.Namespace) -> Any:
-    """What records the steps of --profile-steps; None without that option."""
+    """Records the steps of --profile-steps; None without that option."""
     from clipsep_jax.training.timing import StepTrace
 
     if options.profile_steps is None:

@@ -16,14 +16,14 @@ from clipsep_jax.data.record_set import RecordSplit
 from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.structures import Batch
 
-MAX_REPLACED, REPLACED_WINDOW = 1, 1_000  # damaged records that may be replaced, of so many reads in a row
+MAX_REPLACED, REPLACED_WINDOW = 1, 1_000  # so many damaged records at most, in so many reads
 
 
 class TolerantReader:
     """Reads clips by their number in a split; for a damaged record it reads the next whole one, with a warning that
     names both.
 
-    Which one depends on the split alone, so equal runs stay equal. Reading is safe from many threads.
+    Which one depends only on the split, so equal runs stay equal. Reading is safe from many threads.
 
     Attributes:
         replaced: how many were replaced, by reason.
@@ -62,15 +62,15 @@ class TolerantReader:
             counts = ", ".join(f"{count} times: {reason}" for reason, count in self.replaced.items())
             raise InputError(f"{error} More than {MAX_REPLACED} of {REPLACED_WINDOW} records were damaged ({counts}).")
         entry = self._split.entries[instead]
-        warnings.warn(f"{error} Meanwhile {entry.id} takes its place.", InputWarning, stacklevel=3)
+        warnings.warn(f"{error} {entry.id} is used instead.", InputWarning, stacklevel=3)
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches by their number: `batches[step]`, or iterated from a step on with reading ahead."""
+    """Batches by their number: `batches[step]`, or iterated from a step with read-ahead."""
 
     dataset: Any  # grain.MapDataset
-    numbers: Any  # the same of the clips' numbers in the split, [B, N] a step and process
+    numbers: Any  # the same for the clips' numbers in the split, [B, N] per step and process
     num_processes: int
     split: RecordSplit
     reader: TolerantReader
@@ -106,12 +106,12 @@ def build_batches(
 ) -> Batches:
     """Endless batches of mixtures from one split.
 
-    Clips are shuffled anew every pass and paired in that order; where their number is odd, a pair may hold one clip
-    twice, with the last of a pass and the first of the next. In training the cuts are random. The process's share is
-    cut from the finished sequence, so the global batch does not depend on the number of processes.
+    Clips are reshuffled every pass and paired in that order; if their number is odd, the pair across two passes may
+    hold one clip twice. In training the cuts are random. The process's share is cut from the finished sequence, so the
+    global batch does not depend on the number of processes.
 
     Args:
-        split: the clips; with pictures where the reader wants them.
+        split: the clips; with pictures if the reader needs them.
         reader: cuts a clip and gives its query.
         of_step: makes the queries of a step from those that the reader gave.
         training: cut and amplify at random.

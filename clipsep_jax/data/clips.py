@@ -61,7 +61,7 @@ class ClipReader:
     frames: bool = False
 
     def __call__(self, record: Record, rng: np.random.Generator | None) -> dict[str, Any]:
-        """Cuts a clip: at a random centre and gain from `rng`, or without it in the middle and as loud as it is."""
+        """Cuts a clip: at a random centre and gain from `rng`, or without it in the middle with gain 1."""
         num_frames = self._num_frames(record)
         low, high = centre_range(num_frames, self.data.frame_margin)
         centre = max(1, num_frames // 2) if rng is None else int(rng.integers(low, high, endpoint=True))

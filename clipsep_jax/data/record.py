@@ -46,9 +46,9 @@ class Record:
         id: POSIX path of the clip relative to its folder.
         label: what is heard, "" where unknown.
         audio: 16-bit mono audio at 16 kHz; sample 0 is time 0.
-        frames: JPEG pictures, RGB, 224 x 224, one a second; picture i is the one shown at i + 0.5 s. Empty where
+        frames: JPEG pictures, RGB, 224 x 224, one per second; picture i is the one shown at i + 0.5 s. Empty where
             only their embeddings are kept.
-        frame_embeddings: one embedding a picture, or None before they are computed.
+        frame_embeddings: one embedding per picture, or None before they are computed.
         still_picture: whether all pictures of the video, not only the stored ones, are the same.
     """
 
@@ -72,7 +72,7 @@ def encode_record(record: Record, audio_encoding: str = "pcm16") -> bytes:
         audio_encoding: "pcm16", which is read fastest, or "flac", which is smaller; both are lossless.
 
     Raises:
-        ValueError: the record does not hold one embedding a picture.
+        ValueError: the record does not hold one embedding per picture.
         TypeError: its arrays are not int16 and float32.
     """
     example = Example()
@@ -101,7 +101,7 @@ def decode_record(data: bytes, *, with_frames: bool = True) -> Record:
         with_frames: False leaves `frames` empty, for readers that need only audio and embeddings.
 
     Raises:
-        CorruptRecordError: the bytes are no record.
+        CorruptRecordError: the bytes are not a record.
     """
     try:
         feature = Example.FromString(data).features.feature
@@ -119,8 +119,8 @@ def decode_record(data: bytes, *, with_frames: bool = True) -> Record:
             still_picture=bool(feature["still_picture"].int64_list.value[0]),
         )
     except (DecodeError, IndexError, ValueError) as error:
-        message = f"The bytes are no readable record ({error}); prepare the records again."
-        raise CorruptRecordError(message, "it is no readable record") from error
+        message = f"The bytes are not a readable record ({error}); prepare the records again."
+        raise CorruptRecordError(message, "it is not a readable record") from error
 
 
 _FEATURES = {"id", "label", "audio", "encoding", "sample_rate_hz", "still_picture", "frames"}
@@ -147,7 +147,7 @@ def _decode_audio(data: bytes, encoding: bytes) -> Int16[np.ndarray, " L"]:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             if (file.format, file.samplerate, file.channels) != ("FLAC", SAMPLE_RATE_HZ, 1):
-                raise ValueError("its audio is no FLAC of one channel at the right rate")
+                raise ValueError("its audio is not one-channel FLAC at the right rate")
             if file.frames > _MAX_FLAC_SAMPLES:
                 raise ValueError(f"its audio has {file.frames} samples")
             return file.read(dtype="int16")
@@ -173,7 +173,7 @@ def decode_frame(jpeg: bytes) -> UInt8[np.ndarray, "H W 3"]:
     """Decode one stored picture.
 
     Raises:
-        CorruptRecordError: it is no JPEG, is damaged, or has a side above 4096 pixels.
+        CorruptRecordError: it is not a JPEG, is damaged, or has a side above 4096 pixels.
     """
     try:
         with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
@@ -182,5 +182,5 @@ def decode_frame(jpeg: bytes) -> UInt8[np.ndarray, "H W 3"]:
                 raise CorruptRecordError(message, "a picture is too large")
             return np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        message = f"A stored picture is no readable JPEG: {error}."
-        raise CorruptRecordError(message, "a picture is no readable JPEG") from error
+        message = f"A stored picture is not a readable JPEG: {error}."
+        raise CorruptRecordError(message, "a picture is not a readable JPEG") from error

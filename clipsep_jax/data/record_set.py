@@ -44,7 +44,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """One line of a shard's index, and where it stands."""
+    """One line of a shard's index, and its position."""
 
     shard: str  # name of the file
     number: int  # of the record in its shard
@@ -57,7 +57,7 @@ class IndexEntry:
 
 
 def index_path(shard: Path) -> Path:
-    """Where the index of a shard lies."""
+    """The path of a shard's index."""
     return shard.with_name(shard.name + ".index.jsonl")
 
 
@@ -112,7 +112,7 @@ def index_line(record: Record, offset: int, length: int) -> bytes:
 
 def _read_index(folder: Path, shard: Shard) -> list[IndexEntry]:
     path = index_path(folder / shard.name)
-    otherwise = "is no index of records; restore it or prepare the records again."
+    otherwise = "is not an index of records; restore it or prepare the records again."
     try:
         size = (folder / shard.name).stat().st_size
         numbers = itertools.count()
@@ -120,8 +120,8 @@ def _read_index(folder: Path, shard: Shard) -> list[IndexEntry]:
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} is missing; restore it or prepare the records again.") from error
     if (len(entries), size) != (shard.num_records, shard.num_bytes):
-        told = f"{len(entries)} records in {size} bytes, but the manifest says {shard.num_records} in {shard.num_bytes}"
-        raise InputError(f"{folder / shard.name} has {told}; restore the file or prepare the records again.")
+        text = f"{len(entries)} records in {size} bytes, but the manifest says {shard.num_records} in {shard.num_bytes}"
+        raise InputError(f"{folder / shard.name} has {text}; restore the file or prepare the records again.")
     if not all(_lies_within(entry, size) for entry in entries):
         raise InputError(f"{path} points outside of its shard; restore it or prepare the records again.")
     return entries
@@ -203,7 +203,7 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` of a folder of records; to be done last, since it says that the folder is complete.
+    """Write `manifest.json` of a folder of records, last, since it marks the folder as complete.
 
     Just before, it writes what TensorFlow Datasets needs.
     """
@@ -240,7 +240,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         todo = "finish `clipsep prepare embed`" if (folder / EMBEDDING_NAME).is_dir() else "run `clipsep prepare`"
         raise InputError(f"{folder} holds no complete records: there is no {MANIFEST_NAME}; {todo}.")
-    otherwise = "is no manifest of records; restore it or prepare the records again."
+    otherwise = "is not a manifest of records; restore it or prepare the records again."
     fields = read_json(path, otherwise, dict)
     try:
         schema = fields["schema"]
@@ -291,7 +291,7 @@ class RecordSet:
         self.query_size = self.encoder.query_size if self.encoder else None
 
     def split(self, name: str, *, with_frames: bool = True) -> RecordSplit:
-        """Open one split; an InputError lists those that there are, or names a file that is not as it was."""
+        """Open one split; an InputError lists the existing ones, or names a file that has changed."""
         if name not in self.manifest.splits:
             raise InputError(f"{self.folder} has no split {name!r}; it has {', '.join(self.splits)}.")
         return RecordSplit(self.folder, name, self.manifest.splits[name], with_frames=with_frames)

@@ -77,7 +77,7 @@ def run_demo(
     watch = Stopwatch()
     with watch.stage("data", "Making records and their query encoder"):
         records, config = _own(out, steps, videos, labels, clip) if videos else _toy(out, steps, labels, clip)
-    draw_mixtures(records.split("test").entries, NUM_MIXTURES, num_sources_of(config), seed=0)  # refused early
+    draw_mixtures(records.split("test").entries, NUM_MIXTURES, num_sources_of(config), seed=0)  # fails before training
     with watch.stage("train", "Training CLIPSep-NIT on sounds and pictures; text is not used"):
         train(config, out / "run")
     with watch.stage("evaluate", "Scoring on held-out mixtures"):
@@ -142,7 +142,7 @@ def separate_examples(evaluation: Evaluation, folder: Path) -> list[Example]:
         label, other = mixtures.labels[0]
         queries = evaluation.queries(mixtures, evaluation.kinds[0])
         assert queries is not None
-        # Through the same door as a user's file.
+        # Through the same path as a user's file.
         stems = evaluation.separator.separate(mixture, list(queries[0])).stems
         sounds = {"mixture": mixture, "target": target, "estimate": stems[0], "wrong query": stems[1]}
         files = {}

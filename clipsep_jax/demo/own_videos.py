@@ -30,7 +30,7 @@ def prepare_own_videos(videos: Path, out: Path, labels: Path | None, clip: str |
     write_records(find_videos(videos, labels), read_video, out, run=PoolRunner(os.cpu_count() or 1), max_rejected=1.0)
     if clip is None:
         clip = str(out.with_name("encoder"))
-        if not manifest_in_hand(out):  # half embedded by it already
+        if not manifest_in_hand(out):  # else already half embedded by it
             _train_mini_clip(RecordSet(out), Path(clip))
     embed_record_set(out, load_encoder(clip))
 

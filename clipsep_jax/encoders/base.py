@@ -15,14 +15,14 @@ from clipsep_jax.errors import InputError
 
 
 class NoTextError(InputError):
-    """A text was given to an encoder that takes pictures alone."""
+    """A text was given to an encoder that takes only pictures."""
 
 
 class Encoder:
     """A frozen network that turns pictures, and maybe texts, into query embeddings.
 
     `encode_images` is pure: pass `state` as an argument of the jitted function that calls it, so that the weights are
-    no constants of the program.
+    not constants of the program.
 
     Attributes:
         name: what it was loaded by.
@@ -57,7 +57,7 @@ class Encoder:
         raise NotImplementedError
 
     def encode_images(self, state: PyTree, frames: UInt8[Array, "B H W 3"]) -> Float[Array, "B Q"]:
-        """Embed pictures of any size, on the device; the result has no unit length."""
+        """Embed pictures of any size, on the device; the result is not scaled to unit length."""
         pixels = preprocess(frames, self.image_size, self.pictures)
         return self.features(nnx.merge(self.graphdef, state), pixels)
 
@@ -66,22 +66,22 @@ class Encoder:
         return jax.jit(self.encode_images)
 
     def embed_frames(self, frames: UInt8[np.ndarray, "B H W 3"], batch_size: int = 32) -> Float32[np.ndarray, "B Q"]:
-        """Embed pictures from the host; every batch is filled up to `batch_size`, so it compiles once."""
+        """Embed pictures from the host; every batch is padded to `batch_size`, so it compiles once."""
         return self._in_batches(self._encode_images, frames, batch_size)
 
     def embed_text(self, texts: Sequence[str], batch_size: int = 8) -> Float32[np.ndarray, "B Q"]:
         """Embed texts from the host.
 
         Raises:
-            NoTextError: it takes pictures alone.
+            NoTextError: it takes only pictures.
         """
         raise NoTextError(f"{self.name} takes pictures and no text; give a picture.")
 
     def check_query_size(self, size: int, otherwise: str) -> None:
-        """Refuse an encoder whose embeddings have another size; `otherwise` is how the sentence goes on.
+        """Refuse an encoder whose embeddings have another size; `otherwise` ends the message.
 
         Raises:
-            InputError: they have.
+            InputError: the sizes differ.
         """
         if self.query_size != size:
             raise InputError(f"{self.name} makes embeddings of size {self.query_size}{otherwise}")

@@ -22,7 +22,7 @@ from clipsep_jax.files import read_json, staged_folder, write_json
 from clipsep_jax.hub import CONFIG_FILE, PICTURES_FILE, resolve_model_folder
 from clipsep_jax.tensors import WEIGHTS_FILE, export_tensors, load_tensors, read_tensors, write_tensors
 
-# What the pictures of every CLIP go through; 3 is Pillow's number of bicubic resizing.
+# How every CLIP prepares pictures; 3 is Pillow's number for bicubic resizing.
 _PICTURES = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
 
 
@@ -71,7 +71,7 @@ class ClipEncoder(Encoder):
         return model.image_features(pixels)
 
     def encode_texts(self, state: PyTree, ids: Int[Array, "B P"]) -> Float[Array, "B Q"]:
-        """Embed token ids; the result has no unit length."""
+        """Embed token ids; the result is not scaled to unit length."""
         return nnx.merge(self.graphdef, state).text_features(ids)
 
     @cached_property
@@ -164,11 +164,11 @@ def read_config(folder: Path) -> ClipConfig:
 
 
 def _tower(kind: type, values: dict, key: str, path: Path) -> Any:
-    # The first published configs have a `*_dict` too, and it rules.
+    # The first published configs have a `*_dict` too, which takes precedence.
     given = [values[name] for name in (f"{key}_dict", key) if values.get(name) is not None]
     found = given[0] if given else {}
     if not isinstance(found, dict):
-        raise InputError(f"{path} has a {key} that is no table; fetch it again.")
+        raise InputError(f"{path} has a {key} that is not a table; fetch it again.")
     chosen = {item.name: found.get(item.name, item.default) for item in fields(kind)}
     for item in fields(kind):
         if item.name != "hidden_act":
@@ -220,7 +220,7 @@ def _colours(values: dict, name: str, least: float, path: Path) -> tuple[float, 
 def _read_json(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"{path} is missing; give a folder with a whole model.")
-    return read_json(path, "is damaged (it is no JSON table); fetch it again.", dict)
+    return read_json(path, "is damaged (it is not a JSON table); fetch it again.", dict)
 
 
 def _read_tokenizer(folder: Path, config: TextConfig) -> Any:
@@ -231,7 +231,7 @@ def _read_tokenizer(folder: Path, config: TextConfig) -> Any:
     except Exception as error:  # the Rust tokenizer raises bare exceptions
         reason = str(error).split("\n")[0]
         raise InputError(f"the tokenizer of {folder} is damaged or missing ({reason}); fetch it again.") from error
-    # Files under unexpected names give an almost empty tokenizer without a word.
+    # Files under unexpected names silently give an almost empty tokenizer.
     if len(tokenizer) != config.vocab_size:
         raise InputError(
             f"the tokenizer of {folder} knows {len(tokenizer)} tokens, but its text tower {config.vocab_size}; "

@@ -158,7 +158,7 @@ class ClipVisionTower(nnx.Module):
 class ClipTextTower(nnx.Module):
     """Token ids to the features at the end token, before the projection.
 
-    Attention is causal, so what pads a text after its end token does not count and needs no mask.
+    Attention is causal, so padding after a text's end token has no effect and needs no mask.
     """
 
     def __init__(self, config: TextConfig, rngs: nnx.Rngs) -> None:
@@ -188,9 +188,9 @@ class Clip(nnx.Module):
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
 
     def image_features(self, pixels: Float[Array, "B S S 3"]) -> Float[Array, "B Q"]:
-        """Project normalised pixels; the result has no unit length."""
+        """Project normalised pixels; the result is not scaled to unit length."""
         return self.visual_projection(self.vision(pixels))
 
     def text_features(self, ids: Int[Array, "B P"]) -> Float[Array, "B Q"]:
-        """Project token ids; the result has no unit length."""
+        """Project token ids; the result is not scaled to unit length."""
         return self.text_projection(self.text(ids))

@@ -1,4 +1,4 @@
-"""The names of query encoders, and where a name becomes an encoder.
+"""The names of query encoders, and how they are loaded.
 
     clip:PLACE            a CLIP; a PLACE alone means the same
     resnet18:PLACE        the dilated ResNet-18 of Sound of Pixels, pictures normalised as those of ImageNet
@@ -17,7 +17,7 @@ from clipsep_jax.encoders.resnet import load_resnet
 from clipsep_jax.errors import InputError
 from clipsep_jax.hub import copy_folder
 
-_CLIP = "clip"  # where a name has no kind
+_CLIP = "clip"  # if a name has no kind
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ def load_encoder(name: str) -> Encoder:
     """
     kind, place = split_name(name)
     if kind == _CLIP and ":" in place and not Path(place).is_dir():
-        raise InputError(f"'{name}' begins with no kind of encoder; the kinds are {', '.join(f'{k}:' for k in KINDS)}.")
+        raise InputError(f"'{name}' names no known kind of encoder; the kinds are {', '.join(f'{k}:' for k in KINDS)}.")
     return _KINDS[kind].load(place)
 
 
 def copy_encoder(name: str, folder: Path) -> None:
-    """Copy a local encoder into a folder, where `moved_name` finds it; one of the Hub is left where it is.
+    """Copy a local encoder into a folder, where `moved_name` finds it; one from the Hub is not copied.
 
     Raises:
         InputError: its files are damaged or incomplete.

@@ -101,7 +101,7 @@ class ConvNorm(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Two 3x3 convolutions around which the input is added; `dilations` are theirs, `stride` is the first one's."""
+    """Two 3x3 convolutions with `dilations` and a skip connection around both; the first one has `stride`."""
 
     def __init__(
         self, num_inputs: int, num_outputs: int, stride: int, dilations: tuple[int, int], rngs: nnx.Rngs
@@ -124,7 +124,7 @@ class Block(nnx.Module):
 class DilatedResnet18(nnx.Module):
     """Normalised pixels to features at a sixteenth of their resolution: ResNet-18 up to its pooling.
 
-    The stride of the last stage is given up. Its first convolution stays as dense as it was, and the three others,
+    The stride of the last stage is removed. Its first convolution stays as dense as it was, and the three others,
     which would see pixels twice as far apart, are dilated by two.
     """
 
@@ -195,7 +195,7 @@ class ResnetEncoder(Encoder):
         return model(pixels).max(axis=(1, 2))
 
     def embed_text(self, texts: Sequence[str], batch_size: int = 8) -> NoReturn:
-        """Refuse, with a NoTextError."""
+        """Always raises NoTextError."""
         raise NoTextError(
             f"{self.name} is a Sound-of-Pixels encoder, which takes pictures and no text; give a picture."
         )

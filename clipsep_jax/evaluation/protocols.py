@@ -34,7 +34,7 @@ def num_sources_of(config: Config) -> int:
 def draw_mixtures(
     entries: Sequence[IndexEntry], num_mixtures: int, num_sources: int, *, seed: int
 ) -> list[DrawnMixture]:
-    """Targets go round the clips in a seeded order; interferers are drawn one by one, so that all labels differ.
+    """Targets cycle through the clips in a seeded order; interferers are drawn one by one, so that all labels differ.
 
     Clips without a label count as different from all others.
 

@@ -19,7 +19,7 @@ from clipsep_jax.spectrogram import apply_masks, stft, warp
 
 BATCH = 8
 
-Scores = dict[str, dict[str, np.ndarray]]  # by way of estimation and metric, a number a mixture
+Scores = dict[str, dict[str, np.ndarray]]  # by way of estimation and metric, one number per mixture
 
 
 class Evaluation:
@@ -73,7 +73,7 @@ class Evaluation:
         return Mixtures(sources / sources.shape[1], labels, images)
 
     def _image(self, number: int, clip: dict) -> np.ndarray:
-        """The stored embedding of a clip's pictures, or else that of the model's encoder, made once a clip."""
+        """The stored embedding of a clip's pictures, or else that of the model's encoder, made once per clip."""
         if "query" in clip:
             return clip["query"]
         if number not in self._embedded_frames:
@@ -95,8 +95,8 @@ class Evaluation:
     def scores(self, mixtures: Mixtures) -> Scores:
         """Every metric of the target in every mixture, for each way to estimate it.
 
-        A wrong query is one for another source of the mixture. With several of them, their scores are averaged: what a
-        wrong query gives on the whole, which, unlike the best of them, does not rise with their number.
+        A wrong query is one for another source of the mixture. Scores of several are averaged: unlike the best of
+        them, the mean does not rise with their number.
         """
         mixture = mixtures.mixture
         scores = {
@@ -129,10 +129,10 @@ class Evaluation:
         return np.asarray(apply_masks(mask.astype(magnitude.dtype), mixed, spectrogram, length))[:, 0]
 
     def run(self, *, progress: bool = True) -> tuple[dict[str, dict], list[dict]]:
-        """Summaries by way of estimation, and a row a mixture.
+        """Summaries by way of estimation, and a row per mixture.
 
-        Mixtures with a silent source where they are cut are left out of the summaries and counted as `skipped`: to
-        separate them means nothing, and where the target or all else is silent, there is no SDR.
+        Mixtures cut where a source is silent are left out of the summaries and counted as `skipped`: there is nothing
+        to separate, and no SDR if the target or everything else is silent.
 
         Raises:
             InputError: every mixture has a silent source, or the model gives values that are not finite.

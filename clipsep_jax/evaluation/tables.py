@@ -21,7 +21,7 @@ class Line:
 
 
 def lines_of(summary: Mapping[str, Any], metric: str) -> list[Line]:
-    """The lines of a metric's table; none where the summary does not know it."""
+    """The lines of a metric's table; none if the summary lacks it."""
     mean, error, median = (f"{metric}_{figure}" for figure in ("mean", "sem", "median"))
     return [
         Line(name, row[mean], row[error], row[median], row[mean] - summary["mixture"][mean])
@@ -45,7 +45,7 @@ def table(summary: dict[str, dict]) -> str:
 
 
 def write_scores(folder: Path, summary: dict[str, dict], rows: list[dict]) -> Path:
-    """Writes scores.json (the summary) and mixtures.jsonl (a line a mixture); returns the first."""
+    """Writes scores.json (the summary) and mixtures.jsonl (a line per mixture); returns the first."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json_lines(folder / "mixtures.jsonl", rows)
     write_json(folder / "scores.json", summary)

@@ -24,8 +24,8 @@ class CLIPSep(nnx.Module):
         Args:
             dtype: of the separator network's arithmetic; None takes the input's. Parameters, statistics and logits
                 stay float32.
-            remat: compute every level of the U-Net but the outermost a second time in the backward pass instead of
-                storing what is inside it.
+            remat: recompute every level of the U-Net except the outermost in the backward pass instead of storing its
+                activations.
         """
         fusion = fusion_of(config)
         self.network = build_separator_network(
@@ -72,7 +72,7 @@ def build_model(config: ModelConfig, rngs: nnx.Rngs, *, dtype: Any = None, remat
 
 
 def stored_layout(tree: PyTree) -> PyTree:
-    """A tree with states of a `CLIPSep` in it, with the names of variables that files have."""
+    """A tree that holds states of a `CLIPSep`, with variables named as in files."""
     return _renamed(tree, _stored_name)
 
 
@@ -97,7 +97,7 @@ def _renamed(tree: PyTree, name: Any) -> PyTree:
 
 
 def _stored_name(path: tuple) -> tuple:
-    """Files of all versions name variables as the first one did, in which the U-Net owned the last convolution."""
+    """Files of all versions name variables as the first version did, in which the U-Net owned the last convolution."""
     if path[:2] == ("fusion", "last"):
         return ("unet", *path[1:])
     return {"network": ("unet",), "fusion": ()}.get(path[0], path[:1]) + path[1:]

@@ -146,7 +146,7 @@ class LateFusion(Fusion):
 
 
 class FusionPerQuery(Fusion):
-    """The network, with its BatchNorm, runs once a query, whose vector it is given."""
+    """The network, with its BatchNorm, runs once per query, given its vector."""
 
     def __init__(self, config: ModelConfig, num_features: int, *, rngs: nnx.Rngs):
         super().__init__(config, num_features, 1, rngs=rngs)

@@ -19,7 +19,7 @@ def level_widths(config: ModelConfig) -> list[int]:
 
 
 class UNet(nnx.Module):
-    """Encoder and decoder with skip connections, up to but without its last convolution.
+    """Encoder and decoder with skip connections, without the last convolution.
 
     Level i halves the sides and has min(2**i, 8) * width channels. The outermost and the innermost down convolution
     have no BatchNorm, nor has the last convolution, which belongs to the fusion with the queries.
@@ -42,7 +42,7 @@ class UNet(nnx.Module):
         widths = level_widths(config)
         last = config.num_levels - 1
         std = config.init_std
-        # Level i of the decoder reads its inner level's output and, but for the innermost, the skip of the same width.
+        # Level i of the decoder reads its inner level's output and, unless innermost, the skip of the same width.
         decoded = [2 * width for width in widths[:last]] + [widths[last] + num_condition]
         self.dtype, self.remat = dtype, remat
         self.input_norm = BatchNorm(num_in, rngs=rngs)

@@ -45,13 +45,13 @@ _FIXED = {"log_freq": True, "binary_mask": True}
 
 _IMAGE_MODELS = {"clipsep_nit": "clipsepnit", "labelsep": "label_only", "bertsep": "bert", "sop": "sop", "pit": "pit"}
 
-# Sizes that the official code does not let one choose.
+# Sizes that the official code fixes.
 _OFFICIAL_WIDTH, _OFFICIAL_LEVELS, _OFFICIAL_BINS, _OFFICIAL_SOURCES = 64, 5, 256, 2
 
 
 @dataclass(frozen=True)
 class TrainArgs:
-    """What a run's `train-args.json` says; nothing, where there is none."""
+    """What a run's `train-args.json` says; empty if there is none."""
 
     folder: Path = Path()
     values: dict[str, Any] = field(default_factory=dict)
@@ -65,10 +65,10 @@ class TrainArgs:
         return {path: value for path, value in found.items() if value is not None}
 
     def labels(self, count: int) -> list[str]:
-        """The labels in the order of their numbers; the numbers themselves, where the label map cannot be found.
+        """The labels in the order of their numbers; the numbers themselves, if the label map cannot be found.
 
         Raises:
-            InputError: the label map does not number so many labels.
+            InputError: the label map does not number that many labels.
         """
         path = self._file("label_map_filename")
         if path is None:
@@ -79,7 +79,7 @@ class TrainArgs:
         return sorted(numbers, key=lambda label: numbers[label])
 
     def sentence_table(self, query_size: int) -> EmbeddingTable | None:
-        """The embeddings of the labels, where their file can be found.
+        """The embeddings of the labels, if their file can be found.
 
         Raises:
             InputError: it holds vectors of another size.
@@ -94,7 +94,7 @@ class TrainArgs:
         return EmbeddingTable(tuple(map(str, tensors)), vectors.astype(np.float32))
 
     def _file(self, name: str) -> Path | None:
-        """A file that is named there, where it was or beside `train-args.json`."""
+        """A file that the arguments name, at its path or beside `train-args.json`."""
         if not self.values.get(name):
             return None
         path = Path(str(self.values[name]))
@@ -105,7 +105,7 @@ def read_train_args(path: Path) -> TrainArgs:
     """Reads a run's arguments.
 
     Raises:
-        InputError: it is no such file, or the run is of a kind that does not exist here.
+        InputError: the file is not a `train-args.json`, or the run is of an unsupported kind.
     """
     values = _read_values(path)
     for name, value in (_FIXED | {"win_len": values.get("n_fft")}).items():
@@ -126,7 +126,7 @@ def official_system(model: ModelDir) -> str:
     """The official system that a model is.
 
     Raises:
-        InputError: it is none, or has sizes that the official code does not know.
+        InputError: it is not an official one, or has sizes that the official code does not support.
     """
     config = model.config
     encoder, _ = split_name(model.encoder.name if model.encoder else config.query.encoder)
@@ -167,7 +167,7 @@ def _check_sizes(model: ModelDir, system: str) -> None:
 
 
 def write_official_files(model: ModelDir, system: str, folder: Path) -> None:
-    """Writes what stands beside the checkpoint; the official code finds the other files by absolute paths.
+    """Writes the files beside the checkpoint; the official code finds the other files by absolute paths.
 
     Raises:
         InputError: a model of sentences lacks their embeddings.

@@ -125,7 +125,7 @@ def official_rules(config: ModelConfig) -> tuple[Rule, ...]:
 
 
 def official_rest(config: ModelConfig, num_updates: int = 0) -> dict[str, np.ndarray]:
-    """What the official modules hold beyond our network, as it is when new.
+    """What the official modules hold beyond our network, with initial values.
 
     Args:
         num_updates: how often the running statistics were updated.
@@ -151,7 +151,7 @@ def _new_norm(name: str, size: int) -> dict[str, np.ndarray]:
 
 
 def infer_system(tensors: Mapping[str, np.ndarray]) -> str:
-    """The system that a state dict belongs to; Sound of Pixels cannot be told from CLIPSep."""
+    """The system that a state dict belongs to; Sound of Pixels cannot be distinguished from CLIPSep."""
     for system, name in _TELLING.items():
         if name in tensors:
             return system
@@ -170,7 +170,7 @@ def infer_sizes(tensors: Mapping[str, np.ndarray], system: str, source: str) -> 
         tensor = tensors.get(name)
         if tensor is None or tensor.ndim != num_axes or not tensor.size:
             found = "is missing" if tensor is None else f"has the shape {tensor.shape}"
-            raise InputError(f"{source} cannot be read as {system}: {name}, which tells its sizes, {found}.")
+            raise InputError(f"{source} cannot be read as {system}: {name}, which determines its sizes, {found}.")
         return tensor.shape[axis]
 
     middle = system == "clipsep_middle"
@@ -204,8 +204,8 @@ def import_torch(
 
     Args:
         checkpoint: what PyTorch saved, or the same as safetensors; with or without `module.`.
-        system: one of `SYSTEMS`; inferred from the names where it is None.
-        clip: the query encoder's name; without it the model can be used by embeddings alone.
+        system: one of `SYSTEMS`; inferred from the names if None.
+        clip: the query encoder's name; without it the model can be used only with embeddings.
         train_args: the run's `train-args.json`, for the settings, the labels and the sentence embeddings.
 
     Raises:
@@ -262,7 +262,7 @@ def _encoder_info(name: str, system: str, query_size: int) -> EncoderInfo:
     if kind is None:
         raise InputError(f"{system} uses no encoder; import it without one.")
     if split_name(name)[0] != kind:
-        raise InputError(f"{name} is no encoder for {system}, which takes one of the kind {kind}:PLACE.")
+        raise InputError(f"{name} is not an encoder for {system}, which takes one of the kind {kind}:PLACE.")
     encoder = load_encoder(name)
     otherwise = f", but the checkpoint takes {query_size}; give the encoder that it was trained with."
     encoder.check_query_size(query_size, otherwise)

@@ -39,7 +39,7 @@ class Embedder:
 
     @cached_property
     def text(self) -> Callable[[str], Float32[np.ndarray, " Q"]]:
-        """Embeds a text by the encoder, and remembers the last so many."""
+        """Embeds a text by the encoder, and caches the latest results."""
         return lru_cache(REMEMBERED_TEXTS)(lambda text: self.encoder().embed_text([text])[0])
 
 
@@ -73,7 +73,7 @@ class Kind:
             InputError: an option contradicts it.
         """
         if bool(config.query.table) != self.needs_table:
-            raise InputError('config.query.table goes with config.query.kind = "sentence", and that needs it.')
+            raise InputError('config.query.table and config.query.kind = "sentence" need each other.')
         if config.query.source == "frames" and not self.encodes_in_step:
             raise InputError('config.query.source = "frames" needs config.query.kind = "image".')
         if config.objective.name not in self.objectives:

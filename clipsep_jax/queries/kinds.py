@@ -30,7 +30,7 @@ class Encoded(Kind):
     has_encoder: bool = True
 
     def validated_by(self, entries: Sequence[IndexEntry], has_texts: bool) -> tuple[Kind, ...]:
-        """Where pictures choose the model and every clip has a label with an embedding, texts validate it too."""
+        """If pictures choose the model and every clip has a label with an embedding, texts validate it too."""
         chosen = self.chosen_by
         texts = chosen.needs_pictures and has_texts and all(entry.label for entry in entries)
         return (chosen, TEXT) if texts else (chosen,)
@@ -150,7 +150,7 @@ class Sentence(Kind):
         if isinstance(query, np.ndarray) and query.ndim == 1:
             return query.astype(np.float32)
         if not isinstance(query, str):
-            raise InputError(f"{by.model} takes labels of its table as queries, not {type(query).__name__}; give one.")
+            raise InputError(f"{by.model} takes labels of its table, not {type(query).__name__}; give such a label.")
         return by.table().lookup(query)
 
 

@@ -1,4 +1,4 @@
-"""A table of embeddings, one a label."""
+"""A table of embeddings, one per label."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ _TENSOR_NAME = "vectors"
 
 
 def read_table(labels: Path, vectors: Path) -> "EmbeddingTable":
-    """A table from a text file with one label a line, and a NumPy file with their embeddings [n, Q].
+    """A table from a text file with one label per line, and a NumPy file with their embeddings [n, Q].
 
     Raises:
         InputError: a file is missing or damaged, or they do not fit together.
@@ -28,15 +28,15 @@ def read_table(labels: Path, vectors: Path) -> "EmbeddingTable":
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} does not exist; see docs/sentences.md for how to make it.") from error
     except (ValueError, EOFError, TypeError) as error:
-        raise InputError(f"{vectors} and {labels} make no table of embeddings: {error}.") from error
+        raise InputError(f"{vectors} and {labels} do not make a table of embeddings: {error}.") from error
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingTable:
-    """One embedding a label.
+    """One embedding per label.
 
     Raises:
-        ValueError: labels repeat, or are not as many as the vectors.
+        ValueError: labels repeat, or their number is not that of the vectors.
     """
 
     labels: tuple[str, ...]
@@ -54,7 +54,7 @@ class EmbeddingTable:
         """Give the embedding of a label.
 
         Raises:
-            InputError: the table does not know the label; the nearest ones are listed.
+            InputError: the table lacks the label; the nearest ones are listed.
         """
         if label not in self._rows:
             nearest = ", ".join(nearest_labels(label, self.labels))
@@ -70,15 +70,15 @@ class EmbeddingTable:
         """Read a table.
 
         Raises:
-            InputError: the file is missing or is no such table.
+            InputError: the file is missing or is not such a table.
         """
         if not path.is_file():
             raise InputError(f"There is no table of embeddings {path}; make it with `clipsep prepare`.")
         try:
-            labels = decode_json(read_metadata(path)["labels"], "the list of labels", "is no JSON", list)
+            labels = decode_json(read_metadata(path)["labels"], "the list of labels", "is not JSON", list)
             vectors = read_tensors(path)[_TENSOR_NAME]
             if vectors.dtype != np.float32:
                 raise ValueError(f"its vectors are {vectors.dtype}, not float32")
             return cls(tuple(map(str, labels)), vectors)
         except (InputError, KeyError, ValueError) as error:
-            raise InputError(f"{path} is no table of embeddings ({error}); make it again.") from error
+            raise InputError(f"{path} is not a table of embeddings ({error}); make it again.") from error

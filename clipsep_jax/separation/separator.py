@@ -31,7 +31,7 @@ class Separation:
     """What separation gives, at the model's sample rate and as long as the input.
 
     Attributes:
-        stems: one a query.
+        stems: one per query.
         residual: the input without the stems.
     """
 
@@ -42,8 +42,8 @@ class Separation:
 class Separator:
     """A trained model and its query encoder, ready to separate.
 
-    Long input is cut into chunks of the training length that overlap by half and are cross-faded. A chunk is masked
-    by itself, so the result depends a little on where chunks begin.
+    Long input is cut into chunks of the training length that overlap by half and are cross-faded. Each chunk is
+    masked separately, so the result depends a little on where chunks begin.
     """
 
     def __init__(self, model_dir: ModelDir):

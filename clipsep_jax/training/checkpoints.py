@@ -34,14 +34,14 @@ class Checkpoints:
     writes the SHA-256 of each of its files beside them, which is checked before anything reads them.
 
     Attributes:
-        damaged_folder: where damaged checkpoints are moved to; there only once some were.
+        damaged_folder: where damaged checkpoints are moved to; it exists only if there were any.
     """
 
     def __init__(self, folder: Path, config: Config, number: int = 0):
         """Open the folder, and move damaged checkpoints aside, each with a warning that names it.
 
         Args:
-            number: its own, where a process has several of them open that save at the same time.
+            number: unique among those that a process has open and that save at the same time.
         """
         self.folder = folder.absolute()
         self.damaged_folder = self.folder.parent / DAMAGED_FOLDER
@@ -96,7 +96,7 @@ class Checkpoints:
 
     @contextmanager
     def _telling_of_the_disk(self) -> Iterator[None]:
-        """Says where an error of the disk was met; Orbax raises it as many types."""
+        """Adds the folder to an error of the disk, which Orbax raises as many types."""
         try:
             yield
         except Exception as error:
@@ -117,7 +117,7 @@ class Checkpoints:
             self._write_checksums()
 
     def seal(self) -> None:
-        """Write the checksums of a save that has finished meanwhile; to be called often.
+        """Write the checksums of a save that has finished; call it often.
 
         Raises:
             OSError: it has failed: the disk is full, or cannot be written to.
@@ -157,9 +157,9 @@ class Checkpoints:
             )
             return None
         try:
-            wanted = read_json(folder / CHECKSUMS_NAME, "is no JSON", dict)
+            wanted = read_json(folder / CHECKSUMS_NAME, "is not JSON", dict)
         except InputError:
-            return f"{CHECKSUMS_NAME} is no JSON"
+            return f"{CHECKSUMS_NAME} is not JSON"
         found = _checksums(folder)
         differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         return f"{differing[0]} is not as it was written" if differing else None
@@ -189,11 +189,11 @@ class Checkpoints:
         may_differ = {name for option in allowed for name in names_today(option)}
         refused = {name: values for name, values in changed.items() if name not in may_differ}
         if refused:
-            told = "; ".join(f"{name} was {before!r}, is {now!r}" for name, (before, now) in refused.items())
+            text = "; ".join(f"{name} was {before!r}, is {now!r}" for name, (before, now) in refused.items())
             flags = " ".join(f"--allow-change={name}" for name in refused)
             raise InputError(
-                f"{self.folder} was begun with another config: {told}. "
-                f"Go on with the old one, use another --workdir, or allow it by {flags}."
+                f"{self.folder} was started with another config: {text}. "
+                f"Resume with the old one, use another --workdir, or allow it by {flags}."
             )
 
     def restore(self, step: int, like: T) -> T:

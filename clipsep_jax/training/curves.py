@@ -13,7 +13,7 @@ FILE_NAME = "metrics.jsonl"
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of a workdir's metrics.jsonl, without a torn last one."""
+    """The lines of a workdir's metrics.jsonl, without an incomplete last one."""
     path = workdir / FILE_NAME
     lines = path.read_bytes().splitlines() if path.is_file() else []
     metrics = []
@@ -27,12 +27,12 @@ class MetricsLog:
     """Appends scalars; on resuming, what came after the restored step is removed first.
 
     Attributes:
-        board: TensorBoard alone, for pictures, sounds and what differs between equal runs; None where another process
+        board: only TensorBoard, for pictures, sounds and what differs between equal runs; None where another process
             writes.
     """
 
     def __init__(self, workdir: Path, start: int, writing: bool = True):
-        """Open the files; `writing` is for one process of several."""
+        """Open the files; `writing` is true in one process."""
         self.board: Board | None = None
         if not writing:
             return
@@ -44,7 +44,7 @@ class MetricsLog:
         self.board = Board(workdir / "tensorboard", start)
 
     def write(self, step: int, metrics: dict[str, float], board_only: dict[str, float] | None = None) -> None:
-        """Appends one line and one point a curve; `board_only` has curves for TensorBoard alone."""
+        """Appends one line and one point per curve; `board_only` has curves only for TensorBoard."""
         if self.board is None:
             return
         with naming(self._path):

@@ -29,7 +29,7 @@ _LEAST_SHARDED = 2**12  # values of an array; less is not worth the traffic
 
 @dataclass(frozen=True)
 class Cluster:
-    """The processes of a run, where flags name them."""
+    """The processes of a run, if flags name them."""
 
     coordinator: str  # HOST:PORT of process 0
     num_processes: int
@@ -37,13 +37,13 @@ class Cluster:
 
 
 def start(cluster: Cluster | None = None, environment: Mapping[str, str] = os.environ) -> None:
-    """Join the other processes of the run: those of `cluster`, or else those that the environment tells of.
+    """Join the other processes of the run: those of `cluster`, or those in the environment.
 
-    SLURM, Open MPI and TPU hosts are recognised; where there is one process, nothing is done. To be called before
+    SLURM, Open MPI and TPU hosts are recognised; with one process, nothing is done. Call it before
     anything asks for a device.
 
     Raises:
-        InputError: the other processes did not come.
+        InputError: the other processes did not join.
     """
     try:
         if cluster is not None:
@@ -60,7 +60,7 @@ def start(cluster: Cluster | None = None, environment: Mapping[str, str] = os.en
 
 
 def is_one_of_many(environment: Mapping[str, str], devices: Path = Path("/dev")) -> bool:
-    """Whether this may be one process of several, as SLURM, Open MPI and TPU hosts tell.
+    """Whether this may be one process of several, by the environment of SLURM, Open MPI or a TPU host.
 
     A TPU host without the environment of GKE asks the metadata server of its virtual machine, which JAX does.
     """
@@ -79,7 +79,7 @@ def is_one_of_many(environment: Mapping[str, str], devices: Path = Path("/dev"))
 
 
 def _own_gpus(environment: Mapping[str, str]) -> list[int] | None:
-    """The first GPU, where the launcher shows no other one; JAX takes that of the process's number on its host."""
+    """The first GPU, if the launcher shows only one; JAX would take that of the process's number on its host."""
     visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES", ""))
     return [0] if visible and "," not in visible else None
 
@@ -106,7 +106,7 @@ def first_process_alone(work: Callable[[], object]) -> None:
     if error:
         raise error
     if problem:
-        raise (InputError if problem == 1 else OSError)("The first process could not go on; it says why")
+        raise (InputError if problem == 1 else OSError)("The first process failed; see its message")
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, num_models: int = 1) -> Mesh:

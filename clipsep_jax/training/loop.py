@@ -33,7 +33,7 @@ from clipsep_jax.training.workdir import Workdir
 
 
 def train(config: Config, workdir: Path, *, allow_changes: Sequence[str] = (), trace: StepTrace | None = None) -> Path:
-    """Trains to `config.train.steps`, going on from the latest whole checkpoint of `workdir` if there is one.
+    """Trains to `config.train.steps`, resuming from the latest whole checkpoint of `workdir` if there is one.
 
     Args:
         allow_changes: options that may differ from those of the checkpoint, such as "train.steps".
@@ -85,7 +85,7 @@ def run_training(run: Run, workdir: Output, allow_changes: Sequence[str], trace:
 
 @dataclass
 class Speed:
-    """Steps a second between two looks."""
+    """Steps per second between two readings."""
 
     step: int
     time: float = field(default_factory=time.perf_counter)
@@ -103,8 +103,8 @@ def _progress(start: int, steps: int, shown: bool) -> tqdm:
 
 def _print_line(step: int, steps: int, shown: dict[str, str], steps_per_second: float) -> None:
     """What a progress bar shows on a screen, as a line for a file."""
-    told = " ".join(f"{name} {value}" for name, value in shown.items())
-    print(f"step {step}/{steps} {told} {steps_per_second:.2f} steps/s", file=sys.stderr, flush=True)
+    text = " ".join(f"{name} {value}" for name, value in shown.items())
+    print(f"step {step}/{steps} {text} {steps_per_second:.2f} steps/s", file=sys.stderr, flush=True)
 
 
 def _loop(run: Run, state: TrainState, start: int, workdir: Output, stop: StopRequest, trace: StepTrace) -> None:

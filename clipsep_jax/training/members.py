@@ -28,7 +28,7 @@ from clipsep_jax.training.workdir import Workdir, latest_step, no_whole_checkpoi
 
 T = TypeVar("T")
 
-GIVEN_UP_NAME = "given_up.json"  # in the workdir of a member that the others went on without
+GIVEN_UP_NAME = "given_up.json"  # in the workdir of a member that was given up
 _FORMULA = ("name", "criterion", "regularizer")  # options of the objective that are words: parts of a program
 
 
@@ -47,7 +47,7 @@ class JointRecipe(NamedTuple):
 
 
 class JointTrainer(Trainer):
-    """`Trainer` for several members: models that start alike and differ in their objective or optimizer alone.
+    """`Trainer` for several members: models that start alike and differ only in their objective or optimizer.
 
     Every array of the state, of the metrics and of the validation loss has a leading member axis. Input, STFT and
     embeddings are shared. On a device the members take turns (`jax.lax.map`, measured faster than `jax.vmap`, and each
@@ -64,7 +64,7 @@ class JointTrainer(Trainer):
         """Build the functions.
 
         Args:
-            configs: of the members; they may differ in `objective` (but for its name) and `optimizer` alone.
+            configs: of the members; they may differ only in `objective` (except its name) and `optimizer`.
             encode, mesh: as for `Trainer`; the size of the axis `model` divides the number of members.
         """
         self.configs = configs
@@ -164,7 +164,7 @@ class JointRun(Run):
 
 
 class Member(Workdir):
-    """The workdir of one member, which may be given up while the others go on."""
+    """The workdir of one member, which may be given up while the others continue."""
 
     def __init__(self, run: JointRun, folder: Path, number: int, others: Sequence["Member"]):
         """Open the workdir; `others` is filled with the other members before training starts."""
@@ -177,12 +177,12 @@ class Member(Workdir):
         super().warn(f"{self.folder.name}: {sentence}")
 
     def start(self, step: int, skipped: SupportsFloat) -> None:
-        """Start the files of a run that goes on from a step."""
+        """Start the files of a run that resumes from a step."""
         super().start(step, skipped)
         self.given_up = bool(broadcast_from_first(int(self._was_given_up(step))))
 
     def _was_given_up(self, start: int) -> bool:
-        """Whether the first process finds that it was, by the step that the run goes on from; later news is removed."""
+        """Whether the first process finds a note of it up to the step to resume from; a later note is removed."""
         path = self.folder / GIVEN_UP_NAME
         if jax.process_index() or not path.is_file():
             return False
@@ -192,10 +192,10 @@ class Member(Workdir):
         return False
 
     def give_up(self, reason: str, step: int) -> None:
-        """Go on without this member; the one that is left last ends the run.
+        """Continue without this member; giving up the last one ends the run.
 
         Raises:
-            DivergedError: there is no other member to go on with.
+            DivergedError: there is no other member to continue with.
         """
         if self.given_up:
             return
@@ -204,14 +204,14 @@ class Member(Workdir):
         self.given_up = True
         if jax.process_index() == 0:
             write_json(self.folder / GIVEN_UP_NAME, {"step": step, "reason": reason}, indent=None)
-        self.warn(f"{reason}. It is given up: its best model stays as it is, and the others go on.")
+        self.warn(f"{reason}. It is given up: its best model stays as it is, and the others continue.")
 
     def _check(self, step: int, losses: dict[str, float], total: float, counts: Sequence[Any]) -> None:
         if not self.given_up:
             super()._check(step, losses, total, counts)
 
     def notice_skipped(self, step: int, in_row: int) -> None:
-        """Warn of a step that changed nothing, or give up; of a member that was given up, nothing is said."""
+        """Warn of a step that changed nothing, or give up; silent for a member that was given up."""
         if not self.given_up:
             super().notice_skipped(step, in_row)
 
@@ -245,10 +245,10 @@ class Members:
         return (self._run.trainer.part_of(tree, number) for number in range(len(self.all)))
 
     def step_to_go_on_from(self) -> int:
-        """The last step of which all members have a whole checkpoint; 0 where none has one, or some the first alone.
+        """The last step of which all members have a whole checkpoint; 0 if none has one, or some only the first.
 
         Raises:
-            InputError: there are checkpoints, but no step is common, which no interruption leads to.
+            InputError: there are checkpoints, but no common step, which no interruption causes.
         """
         return latest_step(self._latest_common_step)
 
@@ -258,17 +258,17 @@ class Members:
         if common:
             return max(common)
         saved = {step for steps in stored.values() for step in steps}
-        told = ", ".join(f"{name} has {steps or 'none'}" for name, steps in stored.items())
+        text = ", ".join(f"{name} has {steps or 'none'}" for name, steps in stored.items())
         damaged = [member.checkpoints.damaged_folder for member in self.all]
         if any(folder.is_dir() for folder in damaged):
-            raise no_whole_checkpoint(told, damaged)
+            raise no_whole_checkpoint(text, damaged)
         if len(saved) > 1:
             raise InputError(
-                f"The members share no checkpoint to go on from ({told}); nothing was deleted. Restore what is "
+                f"The members share no checkpoint to resume from ({text}); nothing was deleted. Restore what is "
                 "missing, or use another --workdir."
             )
         if saved:
-            self.all[0].warn(f"The first save was interrupted ({told}); all members begin anew.")
+            self.all[0].warn(f"The first save was interrupted ({text}); all members start again.")
         return 0
 
     def restore(self, step: int, like: TrainState, allow_changes: Sequence[str]) -> TrainState:
@@ -277,7 +277,7 @@ class Members:
         return self._run.trainer.stack([member.restore(step, part, allow_changes) for member, part in parts])
 
     def start(self, step: int, skipped: Array) -> None:
-        """Start the files of a run that goes on from a step."""
+        """Start the files of a run that resumes from a step."""
         for member, part in zip(self.all, self._parts(skipped), strict=True):
             member.start(step, part)
 
@@ -326,7 +326,7 @@ class Members:
 
 
 class Slice:
-    """A member's value in an array on the device, fetched once it is asked for."""
+    """A member's value in an array on the device, fetched on first use."""
 
     def __init__(self, array: Array, number: int):
         self._array, self._number = array, number
@@ -347,7 +347,7 @@ def train_together(
     allow_changes: Sequence[str] = (),
     trace: StepTrace | None = None,
 ) -> None:
-    """Trains several members at once, each in a workdir as `train` leaves it; arguments and errors as there.
+    """Trains several members at once, each in a workdir as `train` leaves it; arguments and errors as for `train`.
 
     Where the loss of a member becomes NaN or infinite, the others go on without it; its given_up.json says so.
     """

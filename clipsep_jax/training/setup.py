@@ -77,7 +77,7 @@ class Run:
         )
 
     def _validated_kinds(self) -> tuple[Kind, ...]:
-        """The kinds of queries to validate by; none where the validation split is missing or too small."""
+        """The kinds of queries to validate by; none if the validation split is missing or too small."""
         if self.config.data.validation_split not in self.records.splits:
             return ()
         entries = self.records.split(self.config.data.validation_split).entries
@@ -113,7 +113,7 @@ def find_encoder(config: Config, records: RecordSet) -> EncoderInfo | None:
     """The query encoder of a run: the config's, or else the one that prepared the records.
 
     Raises:
-        InputError: it is not there any more, or is not the one that made the stored embeddings.
+        InputError: it is missing, or is not the one that made the stored embeddings.
     """
     if not kind_of(config).has_encoder:
         return None
@@ -124,7 +124,7 @@ def find_encoder(config: Config, records: RecordSet) -> EncoderInfo | None:
         return None
     place = Path(split_name(name)[1])
     if not place.exists() and (place.is_absolute() or place.parts[:1] in ((".",), ("..",))):
-        raise InputError(f"The query encoder {name} is not there any more; give it with --config.query.encoder=FOLDER.")
+        raise InputError(f"The query encoder {name} is missing; give it with --config.query.encoder=FOLDER.")
     if not config.query.encoder and records.encoder:
         return records.encoder
     encoder = load_encoder(name)

@@ -42,7 +42,7 @@ class TrainState:
 
 
 class Recipe(NamedTuple):
-    """What a step learns by: data of the compiled step, so that one program serves all values of their numbers."""
+    """Objective and optimizer, as data of the compiled step, so that one program serves all values of their numbers."""
 
     objective: Objective
     optimizer: Optimizer
@@ -70,7 +70,7 @@ class Trainer:
 
     Attributes:
         recipe: the objective and the optimizer, which `train_step` and `validation_step` are given as data.
-        graphdef: the structure of the model, which `nnx.merge` makes a model of with the state.
+        graphdef: the structure of the model, which `nnx.merge` combines with the state into a model.
     """
 
     recipe: PyTree
@@ -107,7 +107,7 @@ class Trainer:
         self.compiled_validation_step = jax.jit(self._validation_step, out_shardings=whole)
 
     def train_step(self, state: TrainState, batch: Batch, encoder: Any = None) -> tuple[TrainState, Metrics]:
-        """The state after a batch, and scalars to log. The state that is given is used up.
+        """The state after a batch, and scalars to log. The given state is donated.
 
         Args:
             encoder: the state of the encoder, where batches hold pictures.
@@ -182,7 +182,7 @@ class Trainer:
     def update(
         self, state: TrainState, mixture: Mixture, query: Array | None, recipe: Recipe
     ) -> tuple[TrainState, Metrics]:
-        """The state after a mixture, unchanged but for its counts where the loss or a gradient is not finite."""
+        """The state after a mixture, unchanged except for its counts if the loss or a gradient is not finite."""
         gradients, loss, batch_stats = self.gradients(state, mixture, query, recipe.objective)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(loss.value) & jnp.isfinite(norm)

@@ -1,4 +1,4 @@
-"""How a run ends before its time: on request, saved, all hosts at the same step; or, where a step hangs, by force."""
+"""How a run ends early: on request, saved, all hosts at the same step; or by force, if a step hangs."""
 
 import faulthandler
 import os
@@ -24,21 +24,21 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, step: int, exit_code: int):
-        super().__init__(f"stopped after step {step}; the same command goes on from there")
+        super().__init__(f"stopped after step {step}; the same command resumes from there")
         self.step = step
         self.exit_code = exit_code
 
 
 @dataclass
 class StopRequest:
-    """Set by the first Ctrl-C or SIGTERM; the loop looks at it between steps."""
+    """Set by the first Ctrl-C or SIGTERM; the loop checks it between steps."""
 
     exit_code: int | None = None
 
     def stops_at(self, step: int) -> bool:
-        """Whether the run ends after `step`; on several hosts, all of them are told the same.
+        """Whether the run ends after `step`, the same on all hosts.
 
-        There, SIGTERM to one host makes JAX's coordination service choose a step that none has passed.
+        On several, SIGTERM to one host makes JAX's coordination service choose a step that none has passed.
         """
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             self.exit_code = self.exit_code or EXIT_PREEMPTED

@@ -4,7 +4,7 @@ The workdir of a sweep holds
 
     gamma=0.25/ ...        the training workdir of each member, as `train` leaves it, and its scores/
     sweep.json             what is varied
-    sweep.csv              a row a member
+    sweep.csv              a row per member
     noise_activation.png   mean activation of the noise masks over the varied option (CLIPSep, section 4)
     sdr.png                SDR on held-out mixtures over it; likewise for other metrics
     curves.png             loss and activation during training
@@ -93,7 +93,7 @@ def _read_value(word: str, kind: type, option: str) -> Value:
     except ValueError:
         value = None
     if not word or value is None or (kind is float and not math.isfinite(value)):
-        raise InputError(f"{word!r} is no value for config.{option}; give {kind.__name__}s with commas between.")
+        raise InputError(f"{word!r} is not a value for config.{option}; give {kind.__name__}s with commas between.")
     return value
 
 
@@ -125,7 +125,7 @@ def sweep(
     allow_changes: Sequence[str] = (),
     trace: StepTrace | None = None,
 ) -> Path:
-    """Trains all members together, scores each and writes the report; run again, it goes on where it stopped.
+    """Trains all members together, scores each and writes the report; run again, it resumes.
 
     Args:
         split, num_mixtures: the held-out mixtures to score on; with 0 mixtures there are no scores.
@@ -190,7 +190,7 @@ def _check_split(config: Config, records: RecordSet, split: str, num_mixtures: i
 
 
 def _claim(workdir: Path, variations: Sequence[Variation]) -> None:
-    """Notes what the workdir is for, and refuses one that is for something else."""
+    """Records the sweep in its workdir, and refuses a workdir of something else."""
     varied = {variation.option: sorted(variation.values) for variation in variations}
     path = workdir / SPEC_NAME
     if path.is_file():
@@ -205,13 +205,13 @@ def _claim(workdir: Path, variations: Sequence[Variation]) -> None:
 
 
 def _score(workdir: Path, records: RecordSet, split: str, num_mixtures: int) -> dict[str, dict]:
-    """The summary of a member's scores; empty where it has no model that can be scored."""
+    """The summary of a member's scores; empty if it has no model that can be scored."""
     if not (workdir / BEST_FOLDER / WEIGHTS_FILE).is_file():
         return {}
     tqdm.write(f"Scoring {workdir.name}")
     try:
         summary, rows = Evaluation(Separator.load(workdir), records, split, num_mixtures).run()
-    except InputError as error:  # a diverged member does not take the others' report
+    except InputError as error:  # a diverged member does not cost the others their report
         warnings.warn(f"{workdir.name} has no scores: {error}", InputWarning, stacklevel=2)
         return {}
     write_scores(workdir / "scores", summary, rows)

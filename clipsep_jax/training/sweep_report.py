@@ -1,4 +1,4 @@
-"""The report of a sweep: a row a member, the figures of the ablation, a page."""
+"""The report of a sweep: a row per member, the figures of the ablation, a page."""
 
 import csv
 import html

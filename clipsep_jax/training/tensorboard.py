@@ -21,14 +21,14 @@ _FLUSH_SECONDS = 10
 
 
 class Board:
-    """One event file, written by the calling thread, so that a full disk is told where it is met.
+    """One event file, written by the calling thread, so that the error of a full disk is raised there.
 
     tensorboardX's own SummaryWriter writes in a thread of its own; once that has died, its queue fills and adding to it
     hangs.
     """
 
     def __init__(self, folder: Path, start: int):
-        """Begin a file; TensorBoard forgets what earlier ones tell of steps after `start`."""
+        """Begin a file; TensorBoard drops what earlier ones hold of steps after `start`."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._writer = EventsWriter(str(folder / "events"))
@@ -60,6 +60,6 @@ class Board:
         self._write(step=step, summary=summary.audio(name, wave, sample_rate=sample_rate_hz))
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the rest, and close the file."""
         with naming(self._folder):
             self._writer.close()

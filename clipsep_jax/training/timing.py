@@ -23,7 +23,7 @@ KINDS = ("steps", "input", "checkpoint", "validation", "compile")
 
 
 class Goodput:
-    """Shares of the time since its making. What is nothing else counts as steps, which run while the host waits."""
+    """Shares of the time since it was made. All other time counts as steps, which run while the host waits."""
 
     def __init__(self) -> None:
         self._compiled = _compile_seconds()
@@ -32,7 +32,7 @@ class Goodput:
 
     @contextmanager
     def during(self, kind: str) -> Iterator[None]:
-        """Count what happens inside as "input", "checkpoint" or "validation", but for compilation."""
+        """Count what happens inside as "input", "checkpoint" or "validation", except compilation."""
         begin, compiled = time.perf_counter(), self._compiled[0]
         try:
             yield
@@ -69,7 +69,7 @@ T = TypeVar("T")
 def start_server(port: int) -> None:
     """Lets TensorBoard take profiles of this process over the network, until it ends.
 
-    Where the port is taken, by another process of the same host for one, a warning says so and there is none.
+    If the port is taken, such as by another process of the host, it warns and starts none.
     """
     try:  # the server itself would only log it
         with socket.socket() as probe:
@@ -85,7 +85,7 @@ def start_server(port: int) -> None:
 class StepTrace:
     """Records the steps `first` to `last`, counted from 1, into `folder`, where TensorBoard's profiler finds them.
 
-    A run that begins or ends within them records what it has of them.
+    A run that begins or ends within them records only its own.
     """
 
     first: int = 0
@@ -95,7 +95,7 @@ class StepTrace:
     _running: bool = field(default=False, init=False)
 
     def run(self, step: int, function: Callable[..., T], *arguments: Any) -> T:
-        """Take a step, and record it where it is in the window."""
+        """Take a step, and record it if it is in the window."""
         if self.first <= step <= self.last and self._begun is None:
             jax.profiler.start_trace(self.folder)
             self._begun, self._running = step, True

@@ -1,4 +1,4 @@
-"""The workdir of a run: its checkpoints, its curves and its best model, written and gone on from."""
+"""The workdir of a run: its checkpoints, its curves and its best model, written and resumed."""
 
 import math
 import warnings
@@ -36,8 +36,8 @@ class Workdir:
         """Open the checkpoints.
 
         Args:
-            config: of the model, where it is not that of the run.
-            number: its own, where a process has several workdirs open.
+            config: of the model, if not that of the run.
+            number: unique among the workdirs that a process has open.
         """
         self.run, self.folder, self.config = run, folder, config or run.config
         self.scalars: dict[str, float] = {}  # those read last that are finite
@@ -56,7 +56,7 @@ class Workdir:
             warnings.warn(sentence, InputWarning, stacklevel=2)
 
     def step_to_go_on_from(self) -> int:
-        """The step of the latest whole checkpoint; 0 where there never was one.
+        """The step of the latest whole checkpoint; 0 if there never was one.
 
         Raises:
             InputError: all checkpoints are damaged.
@@ -74,13 +74,13 @@ class Workdir:
         """The stored state of a step, with the structure, types and shardings of `like`.
 
         Raises:
-            InputError: the checkpoint is of another config, but for the options in `allow_changes`.
+            InputError: the checkpoint is of another config, apart from the options in `allow_changes`.
         """
         self.checkpoints.check_config(step, allow_changes)
         return self.checkpoints.restore(step, like)
 
     def start(self, step: int, skipped: SupportsFloat) -> None:
-        """Start the model directory and the curves of a run that goes on from a step.
+        """Start the model directory and the curves of a run that resumes from a step.
 
         Args:
             skipped: how many steps changed nothing before.
@@ -95,7 +95,7 @@ class Workdir:
         self.best_loss = broadcast_from_first(best_loss)
         self.skipped = SkippedSteps(self.notice_skipped, float(skipped))
         self.log = self._open.enter_context(MetricsLog(self.folder, step, writing=first))
-        # What decides whether all processes gather a model is asked of one of them: views of a shared disk may differ.
+        # One process decides whether all of them gather a model: views of a shared disk may differ.
         self.has_best = bool(broadcast_from_first(int((self.folder / BEST_FOLDER / WEIGHTS_FILE).is_file())))
 
     def _loss_of_best(self) -> float:
@@ -149,7 +149,7 @@ class Workdir:
             DivergedError: always.
         """
         raise DivergedError(
-            f"{reason}; lower --config.optimizer.learning_rate or look at the clips, and run again, which starts "
+            f"{reason}; lower --config.optimizer.learning_rate or look at the clips, and run again, which resumes "
             "from the checkpoint before."
         )
 
@@ -190,7 +190,7 @@ class Workdir:
         self.checkpoints.wait()
 
     def save(self, step: int, state: TrainState) -> None:
-        """Store a checkpoint, and the model where it is the best so far.
+        """Store a checkpoint, and the model if it is the best so far.
 
         Raises:
             DivergedError: the parameters are not finite.
@@ -224,10 +224,10 @@ def latest_step(find: Callable[[], int]) -> int:
 
 
 def no_whole_checkpoint(told: str, damaged: Sequence[Path]) -> InputError:
-    """The refusal to begin anew where checkpoints were damaged; `told` says which are left."""
+    """The refusal to start again if checkpoints are damaged; `told` lists those that are left."""
     folders = ", ".join(str(folder) for folder in damaged if folder.is_dir())
     return InputError(
-        f"There is no whole checkpoint to go on from ({told}); nothing was deleted. Restore what is missing from a "
+        f"There is no whole checkpoint to resume from ({told}); nothing was deleted. Restore what is missing from a "
         f"backup (damaged ones lie in {folders}), or use another --workdir."
     )
 
@@ -236,7 +236,7 @@ def no_whole_checkpoint(told: str, damaged: Sequence[Path]) -> InputError:
 class SkippedSteps:
     """Notices steps that changed nothing, because their loss or a gradient was not finite.
 
-    The step itself counts them; the counts are fetched only where the last one says that there were new ones.
+    The step itself counts them; the counts are fetched only if the last one shows new ones.
 
     Attributes:
         notice: is called with each such step and how many there were in a row.

@@ -1,4 +1,4 @@
-"""What is read of media files: an allow-list of formats and codecs, and bounds on sizes."""
+"""Limits on media files: an allow-list of formats and codecs, and maximum sizes."""
 
 import stat
 from pathlib import Path
@@ -25,12 +25,12 @@ MAX_PIXELS = 8192 * 4352  # of one picture
 
 
 def check_is_file(path: Path) -> None:
-    """`Refused` where there is no such file, or it is a folder, a pipe or a device."""
+    """Raise `Refused` if there is no such file, or it is a folder, a pipe or a device."""
     _size_of(path)
 
 
 def check_file(path: Path) -> None:
-    """`Refused` where there is no such regular file, or it is too large."""
+    """Raise `Refused` if there is no such regular file, or it is too large."""
     num_bytes = _size_of(path)
     if num_bytes > MAX_FILE_BYTES:
         refuse("oversize", f"{num_bytes} bytes, above {MAX_FILE_BYTES}")
@@ -47,14 +47,14 @@ def _size_of(path: Path) -> int:
 
 
 def check_duration(seconds: float, max_seconds: int) -> None:
-    """`Refused` where a clip or file is too long."""
+    """Raise `Refused` if a clip or file is too long."""
     if seconds > max_seconds:
         refuse("oversize", f"{seconds:.0f} s, above {max_seconds} s")
 
 
 def check_picture_size(width: int, height: int) -> None:
-    """`Refused` where a picture is too large or of unknown size."""
+    """Raise `Refused` if a picture is too large or of unknown size."""
     if width * height > MAX_PIXELS:
         refuse("oversize", f"pictures of {width} x {height} pixels, above {MAX_PIXELS}")
-    if not width or not height:  # FFmpeg forgets the size where its own check, in some formats, comes first
+    if not width or not height:  # in some formats FFmpeg's own check comes first and clears the size
         refuse("undecodable", f"its pictures are of unknown size, or above {MAX_PIXELS} pixels")

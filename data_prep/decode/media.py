@@ -1,7 +1,7 @@
-"""Decoding of media files: the sound at 16 kHz, and a picture a second.
+"""Decoding of media files: the sound at 16 kHz, and one picture per second.
 
-Files are opened in an allow-list of formats and codecs, and never lead to another file or address. What a file gives
-depends on its content alone.
+Only an allow-list of formats and codecs is opened, and never another file or address. The result depends on the
+content of the file alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,18 +22,18 @@ from clipsep_jax.data_prep.decode.refusal import Refused, refuse, undecodable
 from clipsep_jax.data_prep.decode.sound import PREROLL_SECONDS, Sound, check_finite, time_of
 from clipsep_jax.data_prep.sources.inputs import Segment
 
-_MAX_MISSING_SECONDS = 0.5  # by which a file may end before its declared end
+_MAX_MISSING_SECONDS = 0.5  # a file may end so much before its declared end
 _TIME_BASE = 1_000_000  # FFmpeg's, of whole files
-_UNKNOWN_WAV_BYTES = 2**31 - 2**16  # a program that writes WAV into a pipe states a size that no file has
+_UNKNOWN_WAV_BYTES = 2**31 - 2**16  # programs that write WAV to a pipe state a size that no file has
 
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """What a file, or a segment of it, holds; time 0 is the start of its earliest stream, or of the segment.
+    """The content of a file or of a segment of it; time 0 is the start of its earliest stream, or of the segment.
 
     Attributes:
         audio: mono at 16 kHz, finite.
-        frames: JPEG pictures, see `Record`; empty where they were not asked for.
+        frames: JPEG pictures, see `Record`; empty if not requested.
         still_picture: whether all decoded pictures are the same.
     """
 
@@ -46,14 +46,14 @@ def decode(path: Path, *, pictures: bool, segment: Segment | None = None, max_se
     """Decode the first audio stream of a file and, with `pictures`, its first video stream, in one pass.
 
     Raises:
-        Refused: the file is of no use, or cannot be read or decoded.
+        Refused: the file is not usable, or cannot be read or decoded.
     """
     import av
 
     try:
         limits.check_file(path)
         if segment:
-            # What seeking breaks, reading from the start may not.
+            # If seeking fails, reading from the start may work.
             with suppress(_SoughtInVainError, Refused, av.FFmpegError):
                 return _decode(path, pictures, segment, max_seconds, seek=True)
         return _decode(path, pictures, segment, max_seconds, seek=False)
@@ -90,7 +90,7 @@ def _open_container(file: BinaryIO, formats: Sequence[str]) -> Any:
 
 
 class _SoughtInVainError(Exception):
-    """Seeking led behind the start of the segment, or failed."""
+    """Seeking went past the start of the segment, or failed."""
 
 
 def _decode(path: Path, pictures: bool, segment: Segment | None, max_seconds: int, seek: bool) -> Decoded:
@@ -107,7 +107,7 @@ def _decode(path: Path, pictures: bool, segment: Segment | None, max_seconds: in
         if seek:
             _seek(container, start)
         seen, heard = Pictures(start), Sound(start, max_seconds)
-        passed: set[int] = set()  # streams that have come to the end of the segment
+        passed: set[int] = set()  # streams that have reached the end of the segment
         for stream, frame in _frames(container, streams, ends_anywhere):
             time = time_of(frame)
             if end is not None and time is not None and time > end + PREROLL_SECONDS:
@@ -142,7 +142,7 @@ def _streams(container: Any, pictures: bool) -> tuple[Any, Any]:
 
 
 def _span(container: Any, segment: Segment | None, max_seconds: int) -> tuple[Fraction, Fraction | None]:
-    """Start and end of what is decoded, in the container's time; no end means its end."""
+    """Start and end of the decoded part, in the container's time; None is the container's end."""
     start = Fraction(container.start_time or 0, _TIME_BASE)
     seconds = container.duration / _TIME_BASE if container.duration else None
     if segment is None or (seconds is not None and seconds <= segment.seconds + _MAX_MISSING_SECONDS):
@@ -174,13 +174,13 @@ def _frames(container: Any, streams: Sequence[Any], ends_anywhere: bool) -> Iter
 
 
 def _make_ready(stream: Any) -> None:
-    """Check what is known of a stream before it is decoded, and bound its decoder."""
+    """Check a stream before it is decoded, and limit its decoder."""
     codec = stream.codec_context
     if codec is None:
         refuse("undecodable", f"its {stream.type} codec is unknown")
     if codec.codec.name not in limits.CODECS:
-        refuse("undecodable", f"its {stream.type} codec {codec.codec.name} is none of those that are read")
-    codec.thread_count = 1  # many clips are read at a time
+        refuse("undecodable", f"its {stream.type} codec {codec.codec.name} is not supported")
+    codec.thread_count = 1  # many clips are read in parallel
     codec.options = {"max_pixels": str(limits.MAX_PIXELS)}
     if stream.type == "video":
         limits.check_picture_size(codec.width, codec.height)
@@ -189,7 +189,7 @@ def _make_ready(stream: Any) -> None:
 def _check_complete(
     container: Any, sound: Any, span: tuple[Fraction, Fraction | None], seconds: float, picture_end: Fraction
 ) -> None:
-    """Refuse a file that ends before it, or the span, says that it does: a download that was cut off."""
+    """Refuse a file that ends before its declared end, or before the span's if that is earlier."""
     start, end = span
     name, whole = container.format.name, (container.duration or 0) / _TIME_BASE
     before = float(start) - (container.start_time or 0) / _TIME_BASE

@@ -1,4 +1,4 @@
-"""The pictures of a media file: one a second, upright, cropped to a square, as JPEG."""
+"""The pictures of a media file: one per second, upright, cropped to a square, as JPEG."""
 
 import math
 from fractions import Fraction
@@ -17,15 +17,15 @@ from clipsep_jax.data_prep.decode.sound import time_of
 JPEG_QUALITY = 95
 
 _TIME_TOLERANCE = Fraction(1, 1000)  # s; Matroska rounds its time stamps to this
-_STILL_LEVELS = 6  # of 255, by which a block's mean may move while nothing does: lossy coding moves it too
+_STILL_LEVELS = 6  # of 255: lossy coding alone may change a block's mean by so much
 
 
 class Pictures:
-    """Gathers, from pictures in the order of display, those shown at 0.5 s, 1.5 s, ... after `start`.
+    """Gathers the pictures shown at 0.5 s, 1.5 s, ... after `start`, from pictures in display order.
 
     Attributes:
-        end: of the last picture, in seconds after `start`.
-        still: whether all pictures shown from `start` on are the same, as far as lossy coding lets them be.
+        end: when the last picture ends, in seconds after `start`.
+        still: whether all pictures shown from `start` on are the same, apart from lossy coding.
     """
 
     def __init__(self, start: Fraction) -> None:
@@ -67,7 +67,7 @@ class Pictures:
         self._jpegs.append(self._latest_jpeg)
 
     def finish(self, seconds: float) -> tuple[bytes, ...]:
-        """Give the pictures of the first `seconds`: one a second, rounded, at least one."""
+        """Give the pictures of the first `seconds`: one per second, rounded, at least one."""
         if self._latest is None:
             refuse("undecodable", "no picture could be decoded")
         num_frames = max(1, math.floor(seconds + 0.5))
@@ -98,7 +98,7 @@ def square_jpeg(picture: Image.Image) -> bytes:
 
 
 def crop_square(picture: Image.Image) -> Image.Image:
-    """Resize the shorter side to 224 and crop the centre, in one step: the sides of a very long picture stay unmade."""
+    """Resize the shorter side to 224 and crop the centre in one step, so that nothing outside the crop is computed."""
     shorter = min(picture.size)
     scales = [side / int(FRAME_SIZE * side / shorter) for side in picture.size]
     lefts = [round((int(FRAME_SIZE * side / shorter) - FRAME_SIZE) / 2) for side in picture.size]

@@ -11,7 +11,7 @@ class Refused(Exception):
     """A file cannot be used.
 
     Attributes:
-        reason: one of those of the ledger, such as "no_audio".
+        reason: one of the ledger's reasons, such as "no_audio".
         detail: a sentence without its subject, the file.
     """
 
@@ -35,7 +35,7 @@ def undecodable(error: BaseException) -> Refused:
 
 
 def outcome(make: Callable[[], Record]) -> Record | Rejection:
-    """The record that `make` gives, or why its file gives none; no error of one file ends the work on the others."""
+    """The record that `make` gives, or why there is none; an error in one file does not stop the others."""
     try:
         return make()
     except Exception as error:

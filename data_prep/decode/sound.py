@@ -1,4 +1,4 @@
-"""The sound of a media file: decoded audio gathered as mono at 16 kHz, and what of it is refused."""
+"""The sound of a media file: decoded audio as mono at 16 kHz, and the checks that it must pass."""
 
 from fractions import Fraction
 from typing import Any
@@ -13,7 +13,7 @@ from clipsep_jax.data_prep.ledger import dbfs
 
 MIN_SECONDS = 1
 SILENCE_DBFS = -60.0
-PREROLL_SECONDS = 1  # decoded before and after a segment: decoders must settle, and streams be interleaved
+PREROLL_SECONDS = 1  # decoded before and after a segment: decoders must settle, and streams are interleaved
 
 
 class Sound:
@@ -59,13 +59,13 @@ class Sound:
 
 
 def check_finite(audio: Float32[np.ndarray, " L"]) -> None:
-    """`Refused` where a sample is not a finite number."""
+    """Raise `Refused` if a sample is not a finite number."""
     if not np.isfinite(audio).all():
         refuse("undecodable", "its audio holds NaN or infinity")
 
 
 def checked_audio(audio: Float32[np.ndarray, " L"]) -> Int16[np.ndarray, " L"]:
-    """Convert to 16 bits; `Refused` where the audio is too short or silent."""
+    """Convert to 16 bits; raise `Refused` if the audio is too short or silent."""
     if len(audio) < MIN_SECONDS * SAMPLE_RATE_HZ:
         refuse("too_short", f"{len(audio) / SAMPLE_RATE_HZ:.2f} s of audio, below {MIN_SECONDS} s")
     samples = np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)
@@ -76,5 +76,5 @@ def checked_audio(audio: Float32[np.ndarray, " L"]) -> Int16[np.ndarray, " L"]:
 
 
 def time_of(frame: Any) -> Fraction | None:
-    """When a decoded frame is shown or heard, in seconds of the container's time; None where it does not tell."""
+    """When a decoded frame is shown or heard, in seconds of the container's time; None if unknown."""
     return None if frame.pts is None or frame.time_base is None else Fraction(frame.pts) * frame.time_base

@@ -1,4 +1,4 @@
-"""What is to be prepared: clips by name, each in a split, listed from a folder, a table, or a data set's own files."""
+"""The clips to prepare, each with a name and a split, listed from a folder, a table, or a data set's own files."""
 
 import csv
 import hashlib
@@ -24,7 +24,7 @@ _YOUTUBE = re.compile(r"([\w-]{11})(_\d+(\.\d+)?){0,2}")  # ID, ID_START or ID_S
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a longer video; a file that is not longer than the part is taken to be it, cut out already."""
+    """A part of a longer video; a file that is no longer than the part is taken to be the part."""
 
     start_seconds: float
     seconds: float
@@ -32,7 +32,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class FrameFolder:
-    """Pictures in files of their own, as the official code extracts them: 000001.jpg, 000002.jpg, one a second."""
+    """Pictures in separate files, as the official code extracts them: 000001.jpg, 000002.jpg, ..., one per second."""
 
     path: Path
     count: int
@@ -44,11 +44,11 @@ class Input:
 
     Attributes:
         id: names the clip; for a file in a folder, its POSIX path relative to that folder.
-        path: of the video or recording.
-        label: what is heard, "" where unknown.
+        path: the video or recording.
+        label: what is heard, "" if unknown.
         split: "train", "validation" or "test".
         segment: the part of the file that is the clip, None for all of it.
-        frames: where the pictures are, None where they are in the video or there are none.
+        frames: where the pictures are, None if they are in the video or there are none.
         duplicate_of: id of an earlier input that is the same, or "".
     """
 
@@ -65,7 +65,7 @@ def hashed_split(group: str, shares: tuple[float, float] = (0.1, 0.1)) -> str:
     """Choose a split that depends on the name of a group alone, so that the group stays together.
 
     Args:
-        shares: of validation and of test; the rest is train.
+        shares: those of validation and test; the rest is train.
     """
     digest = hashlib.sha256(group.encode("utf-8", "surrogateescape")).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
@@ -75,9 +75,9 @@ def hashed_split(group: str, shares: tuple[float, float] = (0.1, 0.1)) -> str:
 
 
 def video_of(id: str) -> str:
-    """The video that a clip is or was cut from, as far as its name tells: ID of `ID.mp4` and `a/ID_000030.webm`.
+    """The video that a clip is or was cut from, read from its name: ID for `ID.mp4` and `a/ID_000030.webm`.
 
-    Clips of one video are put into one split.
+    Clips of one video go into one split.
     """
     match = _YOUTUBE.fullmatch(PurePosixPath(id).with_suffix("").name)
     return match[1] if match else id
@@ -98,13 +98,13 @@ def walk(folder: Path, suffixes: Iterable[str], what: str) -> list[Input]:
 
 
 def check_folder(folder: Path, what: str) -> None:
-    """An InputError where there is no such folder."""
+    """Raise an InputError if there is no such folder."""
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}; name the folder that holds the {what}.")
 
 
 def read_table(folder: Path, table: Path, column: str) -> list[Input]:
-    """The clips of a CSV file in its order: a `column` of paths, `label`, and maybe `split` and `group`.
+    """The clips of a CSV file in its order: a `column` of paths, `label`, and optionally `split` and `group`.
 
     A clip without a stated split gets that of its group: the stated one, or one by hash. Without a stated group, the
     group is the video that the clip was cut from.
@@ -138,14 +138,14 @@ def read_table(folder: Path, table: Path, column: str) -> list[Input]:
 
 
 def read_rows(table: Path, columns: Sequence[str], header: bool = True) -> Iterator[tuple[dict[str, str | None], str]]:
-    """The rows of a CSV file in UTF-8, each with the words that say where it stands.
+    """The rows of a CSV file in UTF-8, each with its place in words: "FILE, line 3".
 
     Args:
-        columns: that must be there.
+        columns: those that are required.
         header: whether the first line names the columns; without it, they have the order of `columns`.
 
     Raises:
-        InputError: the file is missing, is no CSV file, or lacks a column.
+        InputError: the file is missing, is not a CSV file, or lacks a column.
     """
     named = ",".join(columns)
     if not table.is_file():
@@ -158,19 +158,19 @@ def read_rows(table: Path, columns: Sequence[str], header: bool = True) -> Itera
             for row in rows:
                 yield row, f"{table}, line {rows.line_num}"
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{table} is no readable CSV file in UTF-8 ({error}); save it again as such.") from error
+        raise InputError(f"{table} is not a readable CSV file in UTF-8 ({error}); save it as one.") from error
 
 
 def path_below(text: str | None, where: str, folder: Path) -> str:
-    """A path of a list as an id, an InputError where it would lead out of the folder."""
+    """A path of a list as an id; raise an InputError if it leads out of the folder."""
     relative = PurePosixPath((text or "").strip())
     if not relative.parts or relative.is_absolute() or ".." in relative.parts or "\0" in str(relative):
-        raise InputError(f"{where}: {text!r} is no path below {folder}; give one relative to that folder.")
+        raise InputError(f"{where}: {text!r} is not a path below {folder}; give a path relative to that folder.")
     return relative.as_posix()
 
 
 def files_by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """The files below a folder by their name without suffix; of several of one name, the first in order of path."""
+    """The files below a folder by their name without suffix; if several share a name, the first by path."""
     return {path.stem: path for path in sorted(_files(folder, suffixes), reverse=True)}
 
 
@@ -186,7 +186,7 @@ def _files(folder: Path, suffixes: Iterable[str]) -> Iterator[Path]:
 
 
 def file_size(path: Path) -> int | None:
-    """The bytes of a regular file, None where there is none that can be looked at."""
+    """The size of a regular file in bytes, None if it is missing or inaccessible."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -195,9 +195,9 @@ def file_size(path: Path) -> int | None:
 
 
 def mark_duplicates(inputs: Sequence[Input]) -> list[Input]:
-    """Set `duplicate_of` where an earlier input is the same part of a file with the same bytes.
+    """Set `duplicate_of` if an earlier input is the same part of a file with the same bytes.
 
-    Only files of equal size are read, and to their end only those with the same beginning.
+    Only files of equal size are read, and only those with the same beginning to their end.
     """
     alike: dict[Hashable, list[int]] = defaultdict(list)
     for number, source in enumerate(inputs):
@@ -224,4 +224,4 @@ def _digest(path: Path, num_bytes: int | None) -> bytes:
                 return hashlib.sha256(file.read(num_bytes)).digest()
             return hashlib.file_digest(file, "sha256").digest()
     except OSError:
-        return os.fsencode(path)  # will be rejected for that when it is read
+        return os.fsencode(path)  # it will be rejected when it is read

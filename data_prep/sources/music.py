@@ -1,4 +1,4 @@
-"""MUSIC and MUSIC-21 (Zhao et al., ECCV 2018 and ICCV 2019): their lists, and where the downloaded videos lie."""
+"""MUSIC and MUSIC-21 (Zhao et al., ECCV 2018 and ICCV 2019): their lists, and where the downloaded videos are."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,16 +13,16 @@ def read_list(path: Path) -> Iterator[tuple[str, str]]:
     """The (instruments, YouTube id) of MUSIC_solo_videos.json, MUSIC21_solo_videos.json or MUSIC_duet_videos.json.
 
     Raises:
-        InputError: the file is missing or is not of their form.
+        InputError: the file is missing or malformed.
     """
     if not path.is_file():
         raise InputError(f"There is no file {path}; give MUSIC_solo_videos.json or another list of MUSIC.")
-    otherwise = 'is no list of MUSIC: expected {"videos": {"cello": [ids]}}.'
+    otherwise = 'is not a list of MUSIC: expected {"videos": {"cello": [ids]}}.'
     try:
         classes = read_json(path, otherwise, dict)["videos"]
         rows = [(name, video) for name, videos in classes.items() for video in videos]
         if not all(isinstance(video, str) and video and "/" not in video for _, video in rows):
-            raise ValueError("an id is no word")
+            raise ValueError("an id is not a word")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} {otherwise}") from error
     if not rows:
@@ -33,9 +33,9 @@ def read_list(path: Path) -> Iterator[tuple[str, str]]:
 def find_music(lists: Sequence[Path], folder: Path) -> list[Input]:
     """List the videos of one or more of the lists, 11 or 21 instruments, solos or duets.
 
-    The video of an id is a file of any video suffix somewhere below the folder that is named `ID`. The label of a
-    solo is the instrument in words, that of a duet names both ("flute and violin"). The split goes by a hash of the
-    id: 80% train, 10% validation, 10% test. An id that is listed again gives no second clip.
+    An id's video is the file named `ID`, with any video suffix, anywhere below the folder. The label of a solo is the
+    instrument in words, that of a duet names both ("flute and violin"). The split is chosen by a hash of the id: 80%
+    train, 10% validation, 10% test. An id that is listed twice gives one clip.
 
     Raises:
         InputError: a list or the folder is missing, or a list is malformed.

@@ -1,4 +1,4 @@
-"""Data sets as the official code prepares them: a wav file and a folder of pictures a clip, named by a list."""
+"""Data sets as the official code prepares them: a wav file and a folder of pictures per clip, named in a list."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from clipsep_jax.data_prep.sources.inputs import SPLITS, FrameFolder, Input, che
 from clipsep_jax.errors import InputError
 
 COLUMNS = ("audio", "frames", "count", "label")  # the training lists lack the last
-_FIRST = ("test", "validation", "train")  # a clip that several lists name belongs to the first of these
+_FIRST = ("test", "validation", "train")  # a clip in several lists belongs to the first of these
 _SPLIT_WORDS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
@@ -44,21 +44,21 @@ def _read_picture(path: Path) -> bytes:
                 refuse("oversize", f"{path.name} has {picture.width} x {picture.height} pixels, above {MAX_PIXELS}")
             return square_jpeg(picture.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        refuse("undecodable", f"{path.name} is no readable JPEG ({error})")
+        refuse("undecodable", f"{path.name} is not a readable JPEG ({error})")
 
 
 def find_official(lists: Sequence[Path], root: Path, prefix: str = "", split: str | None = None) -> list[Input]:
-    """List the clips of one or more lists: path of a wav file, folder of pictures, their number, and maybe a label.
+    """List the clips of one or more lists: path of a wav file, folder of pictures, their number, optionally a label.
 
-    A clip that is listed again is a duplicate; of several splits, it belongs to test before validation before train.
+    A clip that is listed again is a duplicate; a clip in several splits goes to test, else to validation.
 
     Args:
-        root: the folder that the paths are relative to, once they are without `prefix`.
-        prefix: a leading part of the paths to leave out, such as the folder of another machine.
-        split: of all the clips; without it, told by the word train, val or test in a list's name.
+        root: the folder that the paths are relative to, after `prefix` is removed.
+        prefix: a leading part of the paths to remove, such as the folder of another machine.
+        split: that of all clips; None to read it from the word train, val or test in each list's name.
 
     Raises:
-        InputError: a list or the root is missing, a list is malformed, or its split is not told.
+        InputError: a list or the root is missing, a list is malformed, or its split is unknown.
     """
     check_folder(root, "data set")
     splits = [(path, split or _split_of(path)) for path in lists]
@@ -87,12 +87,12 @@ def _input(row: dict[str, str | None], where: str, root: Path, prefix: str, spli
 def _split_of(path: Path) -> str:
     words = {_SPLIT_WORDS[word] for word in path.stem.lower().replace("_", "-").split("-") if word in _SPLIT_WORDS}
     if len(words) != 1:
-        raise InputError(f"The name of {path} does not tell one split; give --split {'|'.join(SPLITS)}.")
+        raise InputError(f"The split cannot be read from the name {path}; give --split {'|'.join(SPLITS)}.")
     return words.pop()
 
 
 def _without(prefix: str, text: str | None, where: str) -> str:
     path = PurePosixPath((text or "").strip())
     if prefix and not path.is_relative_to(prefix):
-        raise InputError(f"{where}: {text!r} does not begin with {prefix}; give another --prefix, or none.")
+        raise InputError(f"{where}: {text!r} does not begin with {prefix}; give another --prefix, or leave it out.")
     return str(path.relative_to(prefix) if prefix else path)

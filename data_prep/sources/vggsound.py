@@ -1,4 +1,4 @@
-"""VGGSound (Chen et al., ICASSP 2020): its list, and where the downloaded videos lie."""
+"""VGGSound (Chen et al., ICASSP 2020): its list, and where the downloaded videos are."""
 
 import re
 from pathlib import Path
@@ -32,13 +32,13 @@ def read_list(table: Path) -> list[tuple[str, int, str, str]]:
 def find_vggsound(table: Path, folder: Path, validation_share: float = 0.02) -> list[Input]:
     """List the clips of VGGSound: 10 s from the start second.
 
-    The video of a row is a file of any video suffix somewhere below the folder, named `ID_START` (such as
-    `abcdefghijk_000030.mp4`) or `ID`. A file that is no longer than the clip is taken to be the clip. A clip that is
-    listed again is a duplicate.
+    A row's video is the file named `ID_START` (such as `abcdefghijk_000030.mp4`) or `ID`, with any video suffix,
+    anywhere below the folder. A file that is no longer than the clip is taken to be the clip. A clip that is listed
+    again is a duplicate.
 
     Args:
-        validation_share: of the training videos, chosen by a hash of their id, that become the validation split, as
-            VGGSound has none.
+        validation_share: part of the training videos, chosen by a hash of their id, that becomes the validation
+            split, as VGGSound has none.
 
     Raises:
         InputError: the list or the folder is missing, or the list is malformed.

@@ -1,4 +1,4 @@
-"""Videos -> records: which files there are, and what one of them gives."""
+"""Videos -> records: finding the files, and reading one."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ VIDEO_SUFFIXES = frozenset({
 
 
 def read_video(source: Input, *, reject_still: bool = False) -> Record | Rejection:
-    """Read one clip: mono audio at 16 kHz and a picture a second, both counted from the clip's start.
+    """Read one clip: mono audio at 16 kHz and one picture per second, both from the clip's start.
 
     Args:
-        reject_still: refuse a clip all of whose pictures are the same.
+        reject_still: refuse a clip if all its pictures are the same.
     """
     return outcome(lambda: _read(source, reject_still))
 
@@ -35,7 +35,7 @@ def _read(source: Input, reject_still: bool) -> Record:
 def find_videos(folder: Path, labels_csv: Path | None = None) -> list[Input]:
     """List the clips of a folder: every video below it, sorted by path and without labels, or the rows of a CSV file.
 
-    A clip without a stated split is put into one by a hash (80% train, 10% validation, 10% test); clips of one video
+    A clip without a stated split gets one by a hash (80% train, 10% validation, 10% test); clips of one video
     stay together, see `inputs.read_table`.
 
     Raises:

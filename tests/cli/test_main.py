@@ -120,7 +120,7 @@ def test_table_of_sentences_is_made_from_labels_and_vectors(tmp_path, capsys):
     np.save(vectors, np.eye(3))
     assert "one vector for each" in refuses(capsys, "prepare", "table", str(labels), str(vectors), "--out", str(out))
     np.save(vectors, np.array([{}, {}]), allow_pickle=True)
-    assert "make no table" in refuses(capsys, "prepare", "table", str(labels), str(vectors), "--out", str(out))
+    assert "do not make a table" in refuses(capsys, "prepare", "table", str(labels), str(vectors), "--out", str(out))
 
 
 def test_bad_sound_files_are_refused(trained, tmp_path, capsys):

@@ -130,7 +130,7 @@ def test_missing_files_are_named(command, tmp_path, monkeypatch, arguments, word
 @pytest.mark.parametrize(
     ("name", "content", "arguments", "words"),
     [
-        ("v.mp4", b"\x00\xff\xfe" * 50, ("download", "v.mp4", "--out", "o"), "v.mp4 is no list of ids"),
+        ("v.mp4", b"\x00\xff\xfe" * 50, ("download", "v.mp4", "--out", "o"), "v.mp4 is not a list of ids"),
         ("l.txt", b"abc\n", ("download", "l.txt", "--out", "o", "--url", "http://{x}/"), "must hold {} once"),
         (
             "v.csv",
@@ -144,7 +144,12 @@ def test_missing_files_are_named(command, tmp_path, monkeypatch, arguments, word
             ("official", "test.csv", "--root", ".", "--out", "o"),
             "test.csv, line 1",
         ),
-        ("m.json", b"[" * 100_000, ("music", "--json", "m.json", "--videos", ".", "--out", "o"), "m.json is no list"),
+        (
+            "m.json",
+            b"[" * 100_000,
+            ("music", "--json", "m.json", "--videos", ".", "--out", "o"),
+            "m.json is not a list",
+        ),
     ],
 )
 def test_odd_content_is_one_sentence(command, tmp_path, monkeypatch, name, content, arguments, words):
@@ -174,7 +179,7 @@ def test_a_half_embedded_folder_is_told_how_to_finish(command, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr("clipsep_jax.data_prep.embed.embed_records", stop)
         code, _, error = command(*arguments, "--clip", clip_folder)
-    assert (code, error) == (130, "clipsep: interrupted; run the same command again to go on.")
+    assert (code, error) == (130, "clipsep: interrupted; run the same command again to resume.")
     code, _, error = command(*arguments)
     assert (code, "is half embedded; finish that with --clip or `clipsep prepare embed`" in error) == (2, True)
     assert "finish `clipsep prepare embed`" in command("verify", tmp_path / "out")[2]

@@ -45,7 +45,7 @@ def test_centre_range_shrinks_for_short_clips(num_frames, expected):
 
 
 def official_crop(raw: np.ndarray, centre: int, size: int) -> np.ndarray:
-    """The official cut, word for word in the facts: tile, centre, zero outside."""
+    """The official cut: tile, centre, zero outside."""
     if len(raw) < size:
         raw = np.tile(raw, int(size / len(raw)) + 1)
     out = np.zeros(size, raw.dtype)
@@ -225,7 +225,7 @@ def test_a_damaged_record_is_replaced_by_the_next_whole_one(tmp_path):
     damage(records, "train", {3})
     batches = batches_of(records, training=False)
     steps = [step for step in range(2) if ids[3] in batches.ids(step)]
-    with pytest.warns(InputWarning, match=rf"record 3 is damaged \(its checksum is wrong\).* Meanwhile {ids[4]} takes"):
+    with pytest.warns(InputWarning, match=rf"record 3 is damaged \(its checksum is wrong\).* {ids[4]} is used"):
         batch = batches[steps[0]]
     for id, sound in zip(batches.ids(steps[0]), batch.sources.reshape(4, -1), strict=True):
         np.testing.assert_array_equal(sound, wanted[ids[4] if id == ids[3] else id])
@@ -272,8 +272,8 @@ def test_what_was_written_wrong_is_replaced_too(tmp_path, monkeypatch, part):
     split = RecordSplit(tmp_path, "train", [shard])
     read = TolerantReader(split, reader)
     named = r"a\.tfrecord: record 0: The bytes" if part == "record" else r"clip0\.mp4, picture 1: A stored picture"
-    with pytest.warns(InputWarning, match=rf"{named} .* [Pp]repare the records again\. Meanwhile clip1\.mp4 takes"):
+    with pytest.warns(InputWarning, match=rf"{named} .* [Pp]repare the records again\. clip1\.mp4 is used"):
         found = read(0)
     np.testing.assert_array_equal(found["frames"], reader(split[1], None)["frames"])
-    reason = "it is no readable record" if part == "record" else "a picture is no readable JPEG"
+    reason = "it is not a readable record" if part == "record" else "a picture is not a readable JPEG"
     assert dict(read.replaced) == {reason: 1}

@@ -100,7 +100,7 @@ def test_encoding_refuses_other_types_and_counts():
     ],
 )
 def test_bytes_that_are_no_record_are_named_so(data):
-    with pytest.raises(CorruptRecordError, match="no readable record"):
+    with pytest.raises(CorruptRecordError, match="not a readable record"):
         decode_record(data)
 
 

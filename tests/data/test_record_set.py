@@ -167,8 +167,8 @@ def drop_last_line(path: Path) -> None:
         ("train-00000.tfrecord.index.jsonl", Path.unlink, "is missing"),
         ("train-00000.tfrecord", lambda path: path.write_bytes(b""), "3 records in 0 bytes, but the manifest"),
         ("train-00000.tfrecord.index.jsonl", drop_last_line, "2 records in"),
-        ("train-00000.tfrecord.index.jsonl", lambda path: path.write_text("{}\n"), "no index"),
-        ("train-00000.tfrecord.index.jsonl", lambda path: path.write_text("x"), "no index"),
+        ("train-00000.tfrecord.index.jsonl", lambda path: path.write_text("{}\n"), "not an index"),
+        ("train-00000.tfrecord.index.jsonl", lambda path: path.write_text("x"), "not an index"),
     ],
 )
 def test_files_that_disagree_with_the_manifest_are_refused_at_opening(tmp_path, name, change, words):
@@ -213,10 +213,10 @@ def test_missing_and_unknown_things_are_input_errors(tmp_path):
     ("change", "words"),
     [
         (lambda fields: fields | {"schema": 1}, "schema 1, but this version reads 2"),
-        (lambda fields: {"schema": 2}, "no manifest"),
-        (lambda fields: [], "no manifest"),
-        (lambda fields: fields | {"splits": {"train": {"shards": [{"name": "x"}]}}}, "no manifest"),
-        (lambda fields: fields | {"encoder": "clip"}, "no manifest"),
+        (lambda fields: {"schema": 2}, "not a manifest"),
+        (lambda fields: [], "not a manifest"),
+        (lambda fields: fields | {"splits": {"train": {"shards": [{"name": "x"}]}}}, "not a manifest"),
+        (lambda fields: fields | {"encoder": "clip"}, "not a manifest"),
     ],
 )
 def test_a_bad_manifest_is_an_input_error(tmp_path, change, words):
@@ -229,7 +229,7 @@ def test_a_bad_manifest_is_an_input_error(tmp_path, change, words):
 
 def test_a_manifest_cannot_name_files_elsewhere(tmp_path):
     write_set(tmp_path, splits={"train": (Shard("../secret", 1, 1, "00"),)})
-    with pytest.raises(InputError, match="no manifest"):
+    with pytest.raises(InputError, match="not a manifest"):
         RecordSet(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""A corpus of files that real collections hold, and worse: what each must become."""
+"""A corpus of files as in real collections, and worse, with the outcome that each must have."""
 
 import os
 import shutil

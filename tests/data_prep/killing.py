@@ -65,7 +65,7 @@ def start(out: Path) -> subprocess.Popen:
 
 
 def kill_at_random(out: Path, rng: random.Random, seconds: float) -> bool:
-    """Start, and kill the process alone at a random moment; whether that came before its end.
+    """Start, and kill the process alone at a random moment; return whether that was before its end.
 
     Its children hold its output, so this returns only when they are gone too.
     """
@@ -80,7 +80,7 @@ def kill_at_random(out: Path, rng: random.Random, seconds: float) -> bool:
 
 
 def run_to_the_end(out: Path) -> float:
-    """Start and wait; the seconds that it took."""
+    """Start and wait; return the seconds that it took."""
     process, begin = start(out), time.monotonic()
     process.communicate(timeout=120)
     assert process.returncode == 0

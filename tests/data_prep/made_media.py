@@ -13,19 +13,19 @@ CODECS |= {".mpg": ("mpeg2video", "mp2")}
 
 
 def tone(seconds: float, rate: int = 44_100, hz: float = 440.0, gains: tuple[float, ...] = (0.5, 0.3)) -> np.ndarray:
-    """A sine a channel, [channels, samples], in phase."""
+    """One sine per channel, [channels, samples], in phase."""
     wave = np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)
     return np.outer(gains, wave).astype(np.float32)
 
 
 def sweep(seconds: float, rate: int = 48_000) -> np.ndarray:
-    """Two channels whose pitch tells the time."""
+    """Two channels whose pitch encodes the time."""
     pitch = np.cumsum(np.linspace(300, 900, round(seconds * rate))) * 2 * np.pi / rate
     return np.stack([0.5 * np.sin(pitch)] * 2).astype(np.float32)
 
 
 def assert_same_sound(part: np.ndarray, whole: np.ndarray, start: int) -> None:
-    """Equal but for the millisecond to which some formats round, and half a sample: 0.18 of the level at 900 Hz."""
+    """Equal except for the millisecond to which some formats round, and half a sample: 0.18 of the level at 900 Hz."""
     inner, level = part[100:-100].astype(float), np.sqrt(np.mean(part.astype(float) ** 2))
     shifted = [whole[start + 100 + lag : start + 100 + lag + len(inner)] for lag in range(-16, 17)]
     assert min(np.sqrt(np.mean((inner - other) ** 2)) for other in shifted) < 0.18 * level

@@ -100,4 +100,4 @@ def test_a_codec_that_is_not_listed_is_refused_before_it_decodes(tmp_path):
     assert len(outcome.audio) == 32_000
     path = make_video(tmp_path / "b.avi", tone(2.0), grey_pictures(20), audio_codec="wmav2")
     outcome = read_video(Input("b", path, "", "train"))
-    assert (outcome.reason, outcome.detail) == ("undecodable", "its audio codec wmav2 is none of those that are read")
+    assert (outcome.reason, outcome.detail) == ("undecodable", "its audio codec wmav2 is not supported")

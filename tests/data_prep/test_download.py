@@ -1,4 +1,4 @@
-"""Fetching from a server on this machine: complete, gone, refused, and broken off."""
+"""Fetching from a server on this machine: complete, gone, refused, and interrupted."""
 
 import json
 import threading
@@ -128,7 +128,7 @@ def test_a_server_that_refuses_is_left_alone(tmp_path, server, monkeypatch):
     monkeypatch.setattr(module, "MAX_BLOCKED", 3)
     ids = [f"video{n:06d}" for n in range(9)]
     server.codes = dict.fromkeys(ids[1:], 429)
-    with pytest.raises(InputError, match=r"refused 3 times in a row .*429.*; go on later"):
+    with pytest.raises(InputError, match=r"refused 3 times in a row .*429.*; try again later"):
         run(ids, tmp_path, server)
     assert set(server.asked) == set(ids[:4])
     server.codes = {}
@@ -175,7 +175,7 @@ def test_a_line_that_was_cut_off_is_dropped_and_another_file_is_refused(tmp_path
     run(["video000000"], tmp_path, server)
     assert ledger.read_bytes() == whole
     ledger.write_text("notes\n")
-    with pytest.raises(InputError, match="is no ledger of downloads"):
+    with pytest.raises(InputError, match="is not a ledger of downloads"):
         run(["video000000"], tmp_path, server)
 
 
@@ -194,7 +194,7 @@ def test_ids_of_every_list(tmp_path):
 @pytest.mark.parametrize("text", ["", "\n", "aaa\n../../etc/passwd;\n", "good\n%(id)s\n", "https://x/watch?v=abc\n"])
 def test_what_is_no_list_of_ids_is_refused(tmp_path, text):
     (tmp_path / "list.txt").write_text(text)
-    with pytest.raises(InputError, match=r"list\.txt (is empty|holds '.*', which is no id)"):
+    with pytest.raises(InputError, match=r"list\.txt (is empty|holds '.*', which is not a video id)"):
         read_ids(tmp_path / "list.txt")
 
 

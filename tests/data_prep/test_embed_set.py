@@ -19,7 +19,7 @@ from tests.data_prep.killing import finishes_before
 
 
 class PlacedEncoder(FakeEncoder):
-    """The embedding of a picture tells its row in the batch, so a shifted batch changes the bytes."""
+    """The embedding of a picture encodes its row in the batch, so a shifted batch changes the bytes."""
 
     name = "placed"
     sha256 = "1" * 64

@@ -1,4 +1,4 @@
-"""Lists of data sets -> inputs, and the readers of those that are no plain videos."""
+"""Lists of data sets -> inputs, and the readers of those that are not plain videos."""
 
 import json
 import wave
@@ -204,7 +204,7 @@ def test_music_solos_and_duets(tmp_path):
 )
 def test_a_list_that_is_not_musics_is_refused(tmp_path, content):
     (tmp_path / "list.json").write_text(content)
-    with pytest.raises(InputError, match=r"list\.json is no list of MUSIC"):
+    with pytest.raises(InputError, match=r"list\.json is not a list of MUSIC"):
         find_music([tmp_path / "list.json"], tmp_path)
 
 
@@ -246,12 +246,12 @@ def test_official_lists(tmp_path):
 @pytest.mark.parametrize(
     ("name", "row", "options", "words"),
     [
-        ("list.csv", "a.wav,a,3,dog", {}, "does not tell one split; give --split"),
-        ("train-test.csv", "a.wav,a,3,dog", {}, "does not tell one split"),
+        ("list.csv", "a.wav,a,3,dog", {}, "The split cannot be read from the name .*; give --split"),
+        ("train-test.csv", "a.wav,a,3,dog", {}, "The split cannot be read from the name"),
         ("test.csv", "a.wav,a,many,dog", {}, "line 1: expected a number of pictures"),
         ("test.csv", "a.wav,a", {}, "line 1: expected a number of pictures"),
-        ("test.csv", "../a.wav,a,3", {}, "line 1: '../a.wav' is no path below"),
-        ("test.csv", "/data/a.wav,a,3", {}, "line 1: '/data/a.wav' is no path below"),
+        ("test.csv", "../a.wav,a,3", {}, "line 1: '../a.wav' is not a path below"),
+        ("test.csv", "/data/a.wav,a,3", {}, "line 1: '/data/a.wav' is not a path below"),
         ("test.csv", "data/a.wav,a,3", {"prefix": "data"}, "line 1: 'a' does not begin with data"),
         ("test.csv", "", {}, "is empty"),
     ],

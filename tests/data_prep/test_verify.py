@@ -123,7 +123,7 @@ def test_damage_to_a_file_beside_the_shards_is_found(records, name):
 def test_a_manifest_of_other_counts_is_found(records):
     manifest = read_manifest(records)
     write_manifest(records, replace(manifest, counts=manifest.counts | {"accepted": 9}))
-    assert ["does not count" in problem for problem in verify(records)] == [True]
+    assert ["counts its records wrongly" in problem for problem in verify(records)] == [True]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_an_index_that_points_elsewhere_is_refused(records, change):
     first, *others = path.read_text().splitlines()
     path.write_text("\n".join([json.dumps(json.loads(first) | change), *others]))
     assert len(list(verify(records))) == 1
-    with pytest.raises(InputError, match=r"index\.jsonl (points outside of its shard|is no index)"):
+    with pytest.raises(InputError, match=r"index\.jsonl (points outside of its shard|is not an index)"):
         RecordSet(records).split("train")
 
 
@@ -150,7 +150,9 @@ def test_a_shard_of_good_records_that_is_not_the_one_that_was_written_is_found(r
     write_records(make_inputs(10), read_louder, tmp_path / "other", run=PoolRunner(num_workers=0), block_size=4)
     embed_record_set(tmp_path / "other", FakeEncoder())
     shutil.copy(tmp_path / "other" / "train-00000.tfrecord", records)
-    assert [problem.partition(" is not the file")[1] for problem in verify(records)] == [" is not the file"]
+    assert [problem.partition(" does not have the SHA-256")[1] for problem in verify(records)] == [
+        " does not have the SHA-256"
+    ]
     manifest = read_manifest(tmp_path / "other")
     write_manifest(records, manifest)
     others = len(list(records.glob("*.tfrecord"))) - 1

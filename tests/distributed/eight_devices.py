@@ -140,7 +140,7 @@ def all_members_spread(folder: Path) -> None:
 def compare_members(numbers: Sequence[int]) -> None:
     """Six members on 4 x 2 devices, and one on each of 6: a step from one state is that of each alone on one device.
 
-    In float64, and with the state a few steps in, for the reason told at `compare_steps`.
+    In float64, and with the state a few steps in, for the reason given at `compare_steps`.
     """
     for kind, num_devices in (("fsdp", 8), ("replicated", 6)):
         config = config_of(kind)

@@ -97,7 +97,7 @@ def test_two_processes_train_as_one_and_sigterm_to_one_stops_both_at_the_same_st
 
 @pytest.mark.soak
 def test_two_processes_take_the_step_of_one(tmp_path, monkeypatch):
-    """Loss, every gradient and every statistic; in float64, for the reason told at `compare_steps`."""
+    """Loss, every gradient and every statistic; in float64, for the reason given at `compare_steps`."""
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
     found = []
     for num_processes in (1, 2):
@@ -117,7 +117,7 @@ def test_what_the_first_process_refuses_ends_the_other_too(records, tmp_path):
     (first, told), (second, other) = finish(start(records, tmp_path, 1, 2, 0), 60)
     assert (first, second) == (1, 1)
     assert "no such records" in told
-    assert "The first process could not go on; it says why" in other
+    assert "The first process failed; see its message" in other
 
 
 @pytest.mark.soak

@@ -75,7 +75,7 @@ def test_an_encoder_of_the_hub_is_not_copied(tmp_path, monkeypatch):
 
 
 def test_what_is_no_encoder_is_an_input_error(clip_path, tmp_path):
-    with pytest.raises(InputError, match="'resnet50:x' begins with no kind of encoder; the kinds are clip:, resnet18:"):
+    with pytest.raises(InputError, match="'resnet50:x' names no known kind of encoder; the kinds are clip:, resnet18:"):
         load_encoder("resnet50:x")
     with pytest.raises(InputError, match="does not fit the network"):
         load_encoder(f"resnet18:{clip_path}")

@@ -216,7 +216,7 @@ def test_files_that_are_no_state_dict_are_refused_and_run_nothing(tmp_path):
     with pytest.raises(InputError, match=rf"{re.escape(str(path))} is damaged"):
         load_resnet(str(path))
     path.write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(InputError, match="is damaged or no plain state dict"):
+    with pytest.raises(InputError, match="is damaged or not a plain state dict"):
         load_resnet(str(path))
 
 

@@ -83,7 +83,7 @@ def test_interrupted_training_goes_on(folder):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on from there" in errors
+    assert "the same command resumes from there" in errors
     stopped = metrics(folder)[-1]["step"]
     result = run(folder, *train_arguments(f"--config.train.steps={stopped + 2}", *allowed))
     assert result.returncode == 0, result.stderr

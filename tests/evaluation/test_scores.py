@@ -152,7 +152,7 @@ def test_a_model_of_one_source_is_scored_on_two(trained, clip_records):
 
 
 def test_every_query_is_embedded_once(trained, clip_records, monkeypatch):
-    """Texts once a label; pictures, where the records hold none of this encoder's embeddings, once a clip."""
+    """Texts once per label; pictures, if the records hold no embeddings of this encoder, once per clip."""
     texts, pictures = [], []
     embed_text, embed_frames = ClipEncoder.embed_text, ClipEncoder.embed_frames
     monkeypatch.setattr(ClipEncoder, "embed_text", lambda e, some: texts.extend(some) or embed_text(e, some))

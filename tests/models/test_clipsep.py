@@ -64,7 +64,7 @@ def inputs(config: ModelConfig) -> tuple[np.ndarray, np.ndarray | None]:
 
 @pytest.fixture
 def in_float64():
-    """In float32, what a statistic of few values divides by makes the difference as large as chance will have it."""
+    """In float32, division by a statistic of few values can make the difference arbitrarily large."""
     with jax.enable_x64(True):
         yield
 
@@ -73,7 +73,7 @@ def in_float64():
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize("parts", PARTS)
 def test_forward_equals_the_plain_arrangement(parts, training, in_float64):
-    """In training, so do the running means: early and middle fusion update them once a query."""
+    """In training, the running means are equal too: early and middle fusion update them once per query."""
     config = replace(CONFIG, **PARTS[parts])
     model = randomised(config)
     module = twin(model, config).train(training)

@@ -137,7 +137,7 @@ def test_safetensors_and_bare_names_go_both_ways(system, tmp_path):
 
 
 def test_a_model_of_our_own_is_exported_whole(tmp_path):
-    """Without anything kept from an official checkpoint, what we lack is filled in as when new."""
+    """If nothing was kept from an official checkpoint, missing values are filled in as in a new one."""
     module, model_dir = imported(tmp_path, model_config("clipsep_middle"))
     (model_dir / REST_FILE).unlink()
     opened = open_model_dir(model_dir)

@@ -14,7 +14,7 @@ SAMPLE_RATE_HZ = 16_000
 
 
 def compare(folder: Path) -> int:
-    """Compare one folder of records; how many there are."""
+    """Compare one folder of records; return their number."""
     encoding = "flac" if folder.name.startswith("flac") else "pcm16"
     builder = tfds.builder_from_directory(str(folder))
     splits = {path.stem: np.load(path) for path in sorted(folder.glob("*.npz"))}
@@ -51,7 +51,7 @@ def compare_record(folder: Path, example: dict, wanted: dict) -> None:
 
 
 def sound(stored: np.ndarray | bytes) -> np.ndarray:
-    """FLAC comes as its bytes."""
+    """FLAC audio is given as bytes."""
     if isinstance(stored, bytes):
         import soundfile
 

@@ -1,4 +1,4 @@
-"""A disk that fills during a run: told within one save, the checkpoint before it is whole, and the run goes on."""
+"""A disk that fills during a run: reported within one save, the checkpoint before it is intact, and the run resumes."""
 
 import os
 import re

@@ -30,7 +30,7 @@ def config_of(**train) -> Config:
 
 
 def tones(config: Config, seed: int) -> Batch:
-    """Sounds of a pitch each, and queries that say which pitch."""
+    """Sounds of one pitch each, and queries that encode the pitch."""
     rng = np.random.default_rng(seed)
     shape = (config.data.batch_size, config.data.num_sources)
     kinds = rng.integers(NUM_KINDS, size=shape)

@@ -69,7 +69,7 @@ def batch_of(config: Config, step: int) -> Batch:
 
 
 def double(tree):
-    """All numbers in 64 bits: the counts too, as the precision of the learning rate is theirs."""
+    """All numbers in 64 bits, the counts too, as they set the precision of the learning rate."""
     wide = {"f": jnp.float64, "i": jnp.int64}
     return jax.tree.map(lambda x: x.astype(wide[x.dtype.kind]), tree)
 

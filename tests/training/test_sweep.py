@@ -1,4 +1,4 @@
-"""Members trained together: each as if it were alone; the report; going on; what is refused."""
+"""Members trained together: each as if it were alone; the report; resuming; what is refused."""
 
 import csv
 import json
@@ -217,7 +217,7 @@ def test_no_member_begins_a_save_before_the_last_one_of_all_is_on_disk(records, 
 
 @pytest.mark.slow
 def test_the_others_go_on_without_a_member_that_diverges(clip_records, tmp_path):
-    """Its parameters overflow at once; it is told by name, and the other is what it would have been without it."""
+    """Its parameters overflow at once; it is named, and the other is what it would have been without it."""
     rates = Variation("optimizer.learning_rate", (1e-3, 1e38))
     config = small_config(clip_records, steps=6)
     config = replace(config, optimizer=replace(config.optimizer, warmup_steps=1))
@@ -264,7 +264,7 @@ def test_members_without_a_common_step_are_refused_and_nothing_is_lost(records, 
     train_together(configs, folders)
     shutil.rmtree(folders[1] / "checkpoints")
     before = sorted(path for path in folders[0].rglob("*") if path.is_file())
-    with pytest.raises(InputError, match=r"share no checkpoint to go on from \(a has \[2, 4\], b has none\); nothing"):
+    with pytest.raises(InputError, match=r"share no checkpoint to resume from \(a has \[2, 4\], b has none\); nothing"):
         train_together(configs, folders)
     assert sorted(path for path in folders[0].rglob("*") if path.is_file()) == before
     shutil.copytree(folders[0] / "checkpoints", folders[1] / "checkpoints", dirs_exist_ok=True)
@@ -280,8 +280,8 @@ def test_members_without_a_common_step_are_refused_and_nothing_is_lost(records, 
         ):
             train_together(configs, folders)
     assert (folders[0] / "checkpoints" / "2").is_dir()
-    with pytest.raises(InputError, match=r"no whole checkpoint to go on from \(b has none\)"):
-        train(configs[1], folders[1])  # so it is for a run of one model
+    with pytest.raises(InputError, match=r"no whole checkpoint to resume from \(b has none\)"):
+        train(configs[1], folders[1])  # the same holds for a run of one model
     with pytest.raises(InputError, match="members need 2"):
         train_together([replace(c, checkpoint=replace(c.checkpoint, keep_latest=1)) for c in configs], folders)
 
@@ -325,12 +325,12 @@ def test_values_take_the_options_type():
         ),
         ("objective.name=weighted", "'objective.name' cannot be varied"),
         ("train.seed=1,2", "'train.seed' cannot be varied"),
-        ("objective.gamma=0,x", "'x' is no value for config.objective.gamma; give floats"),
-        ("objective.gamma=0,,1", "'' is no value"),
-        ("objective.gamma", "'' is no value"),
-        ("objective.gamma=0,nan", "'nan' is no value"),
+        ("objective.gamma=0,x", "'x' is not a value for config.objective.gamma; give floats"),
+        ("objective.gamma=0,,1", "'' is not a value"),
+        ("objective.gamma", "'' is not a value"),
+        ("objective.gamma=0,nan", "'nan' is not a value"),
         ("objective.gamma=0,0.0", "names a value of objective.gamma twice"),
-        ("optimizer.warmup_steps=1.5", "'1.5' is no value for config.optimizer.warmup_steps; give ints"),
+        ("optimizer.warmup_steps=1.5", "'1.5' is not a value for config.optimizer.warmup_steps; give ints"),
     ],
 )
 def test_what_cannot_be_varied_is_refused(text, words):

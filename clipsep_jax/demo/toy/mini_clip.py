@@ -1,4 +1,4 @@
-"""A miniature CLIP, trained in a minute on pictures and their labels, and saved as any CLIP is.
+"""A miniature CLIP, trained in a minute on pictures and their labels, and saved in the usual CLIP format.
 
 It learns on pictures of 56 x 56 pixels cut into patches of 8: the mean over 4 x 4 pixels followed by a patch of 8
 is itself a linear map of a patch of 32. So the trained network becomes one for 224 x 224 pixels exactly, by
@@ -65,7 +65,7 @@ def train_mini_clip(
 
     The text tower comes first: each prompt has to find other wordings of itself, so the kinds spread out. Then the
     vision tower learns to find a picture's prompt. Both times the loss is `contrastive_loss`, whose second term
-    leaves no gap between pictures and texts: whoever learns from embedded pictures finds the prompts in their place.
+    closes the gap between pictures and texts, so a model trained on embedded pictures can be queried by prompts.
     A bar on stderr shows the progress.
 
     Args:
@@ -90,8 +90,8 @@ def contrastive_loss(
 ) -> Float[Array, ""]:
     """Cross-entropy of a query's kind by its cosines with the texts, at a fixed temperature, plus a pull.
 
-    The pull is the mean squared distance between each query and its kind's text as they are, not normalised; the
-    texts do not feel it, or all would shrink together.
+    The pull is the mean squared distance between each query and its kind's text, not normalised; its
+    gradient does not reach the texts, or all would shrink together.
     """
     logits = _INVERSE_TEMPERATURE * _normalised(queries) @ _normalised(texts).T
     contrast = optax.softmax_cross_entropy_with_integer_labels(logits, kinds).mean()
@@ -106,7 +106,7 @@ def _normalised(vectors: Float[Array, "n Q"]) -> Float[Array, "n Q"]:
 
 
 def build_tokenizer(names: Sequence[str]) -> Any:
-    """A CLIP tokenizer whose merges are learned from the prompts of `names`; any other text falls into bytes."""
+    """A CLIP tokenizer whose merges are learned from the prompts of `names`; any other text is split into bytes."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
@@ -120,7 +120,7 @@ def build_tokenizer(names: Sequence[str]) -> Any:
 def _learn_merges(texts: Iterable[str], splitter: Any) -> Any:
     """Join the most frequent pair of neighbouring tokens, over and over, until every word of the texts is one token.
 
-    The trainer of the `tokenizers` library would do, but breaks ties by chance.
+    The trainer of the `tokenizers` library would do, but breaks ties at random.
     """
     normalize, split = splitter.normalizer.normalize_str, splitter.pre_tokenizer.pre_tokenize_str
     pieces = {piece for text in texts for piece, _ in split(normalize(text))}

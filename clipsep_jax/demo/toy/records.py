@@ -30,7 +30,7 @@ OFF_SCREEN_SHARE = 0.3  # of the training clips
 PICTURES_PER_KIND = 250  # to train the miniature CLIP with
 MIN_CLIPS = 20  # so that two clips can be mixed in every split
 
-_VERSION = 1  # to be raised when the same arguments give other records
+_VERSION = 1  # raise it when the same arguments give other records
 
 
 def make_toy_records(out: Path, num_clips: int, encoder_steps: int, seed: int = 0) -> Path:

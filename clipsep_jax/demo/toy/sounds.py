@@ -1,8 +1,7 @@
 """Ten kinds of sounding objects, synthesised at 16 kHz.
 
-They overlap in frequency, so that timbre and rhythm tell them apart and not the band alone. Whatever a listener
-would call the pitch, the tempo or the timbre of a clip is drawn by `Parameters`, so training and testing hear
-different pitches and tempi.
+They overlap in frequency, so timbre and rhythm distinguish them, not only the band. The pitch, tempo and timbre
+of a clip are drawn by `Parameters`, so training and testing hear different ones.
 """
 
 from collections.abc import Callable, Sequence
