@@ -39,7 +39,7 @@ class Optimizer:
 
     def update(self, gradients: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         """What to add to the parameters, and the new state."""
-        with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of an integer
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes its floats with the integer count of steps
             return self._transformation().update(gradients, state, params)
 
     def _transformation(self) -> optax.GradientTransformation:

@@ -22,6 +22,8 @@ from clipsep_jax.training.step import Trainer, TrainState
 from tests.small import QUERY_SIZE, small_config
 
 FLOAT = jax.dtypes.canonicalize_dtype(float)
+if jax.config.read("jax_enable_x64"):
+    jax.config.update("jax_numpy_dtype_promotion", "standard")  # the parameters of Flax's layers stay float32
 
 
 def config_of(sharding: str) -> Config:

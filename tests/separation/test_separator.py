@@ -57,7 +57,7 @@ def test_one_chunk_is_masked_as_written(separator):
     model = separator.model_dir.load_model()
     logits = model(log_warped_magnitude(jnp.abs(spectrum), config)[None], jnp.asarray(query())[None, None])
     mask = unwarp(jax.nn.sigmoid(logits.query[0, 0]), config)
-    expected = istft(mask * spectrum, config, CHUNK)
+    expected = istft(mask.astype(spectrum.dtype) * spectrum, config, CHUNK)
     np.testing.assert_allclose(separator.separate(np.asarray(waveform), [query()]).stems[0], expected, atol=1e-5)
 
 

@@ -238,7 +238,8 @@ def _train_vision(
     texts = wordings.reshape(*prompts.shape[:2], -1).mean(axis=0)
 
     def embed(model: Clip, shown: Array) -> tuple[Array, Array]:
-        return model.image_features((shown / 255 - jnp.array(_MEAN)) / jnp.array(_STD)), texts
+        mean, std = (jnp.broadcast_to(jnp.float32(colours), shown.shape) for colours in (_MEAN, _STD))
+        return model.image_features((shown / 255 - mean) / std), texts
 
     def batches() -> Iterator[Examples]:
         for _ in tqdm(range(steps), "miniature CLIP"):
@@ -263,7 +264,9 @@ def _fit(
 
     @jax.jit
     def step(params: nnx.State, slots: Any, examples: Array, kinds: Array) -> tuple[nnx.State, Any]:
-        updates, slots = optimizer.update(jax.grad(loss)(params, examples, kinds), slots, params)
+        gradients = jax.grad(loss)(params, examples, kinds)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes its floats with the integer count of steps
+            updates, slots = optimizer.update(gradients, slots, params)
         return optax.apply_updates(params, updates), slots
 
     for examples, kinds in batches:
