@@ -23,6 +23,7 @@ from tqdm import tqdm
 from clipsep_jax.data.record import FRAME_SIZE
 from clipsep_jax.encoders.clip import save_clip
 from clipsep_jax.encoders.clip_network import Clip, ClipConfig, TextConfig, VisionConfig
+from clipsep_jax.encoders.pixels import PictureConfig, preprocess
 from clipsep_jax.queries.prompts import DEFAULT_TEMPLATE, PROMPT_ENSEMBLE, prompt_for
 
 QUERY_SIZE = 64
@@ -238,8 +239,7 @@ def _train_vision(
     texts = wordings.reshape(*prompts.shape[:2], -1).mean(axis=0)
 
     def embed(model: Clip, shown: Array) -> tuple[Array, Array]:
-        mean, std = (jnp.broadcast_to(jnp.float32(colours), shown.shape) for colours in (_MEAN, _STD))
-        return model.image_features((shown / 255 - mean) / std), texts
+        return model.image_features(preprocess(shown, _SIDE, PictureConfig(_MEAN, _STD))), texts
 
     def batches() -> Iterator[Examples]:
         for _ in tqdm(range(steps), "miniature CLIP"):
