@@ -1,5 +1,6 @@
 """Fixtures shared by all tests. Shapes in signatures are checked at run time."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -27,6 +28,8 @@ def _quick_to_compile() -> str:
 
 if "XLA_FLAGS" not in os.environ:  # once for all workers
     os.environ["XLA_FLAGS"] = _quick_to_compile()
+# Each worker has a core, and threads of a library that wait for each other would take it from the others.
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # The same small networks are compiled in many tests, some of them in processes of their own.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
@@ -39,11 +42,26 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 
+def pytest_collection_finish() -> None:
+    """Keep Python's garbage collector from walking over all modules again and again."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _release_programs() -> Iterator[None]:
     """Each loaded program takes some of the memory maps that a process may have, and a worker would run out of them."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _share_programs() -> Iterator[None]:
+    """Trainers of a module whose steps are the same program use the one that is compiled already."""
+    from tests.shared_programs import sharing_programs
+
+    with sharing_programs():
+        yield
 
 
 @pytest.fixture(scope="session")

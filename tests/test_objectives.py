@@ -46,7 +46,7 @@ def test_loss_and_gradients_equal_pytorch(config, scale):
         mixture = Mixture(jnp.ones((B, K, T)), jnp.float32(targets), jnp.float32(weight))
         return build_objective(config)(MaskLogits(query, noise), mixture, jnp.array(0)).value
 
-    value, grads = jax.value_and_grad(ours, argnums=(0, 1))(jnp.float32(query), jnp.float32(noise))
+    value, grads = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(jnp.float32(query), jnp.float32(noise))
     np.testing.assert_allclose(value, expected.item(), rtol=1e-4)
     for got, tensor in zip(grads, tensors, strict=False):
         want = np.zeros(got.shape) if tensor.grad is None else tensor.grad.numpy()
@@ -69,7 +69,7 @@ def test_loss_and_gradients_are_finite_at_any_logit(name, size):
     def loss(query, noise):
         return objective(MaskLogits(query, noise), mixture, jnp.array(0)).value
 
-    value, grads = jax.value_and_grad(loss, argnums=(0, 1))(query, noise)
+    value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(query, noise)
     assert np.isfinite(value)
     assert all(np.isfinite(g).all() for g in grads)
 
@@ -97,7 +97,7 @@ def test_best_assignment_is_the_least_of_all_either_way(rows, columns):
     expected = [min(np.mean([c[o[n], n] for n in range(columns)]) for o in orders) for c in cost]
     gradients = []
     for most_exact in (4, 0):
-        value, gradient = jax.value_and_grad(lambda c, m=most_exact: best_assignment(c, m).sum())(jnp.asarray(cost))
+        value, gradient = jax.jit(jax.value_and_grad(lambda c, m=most_exact: best_assignment(c, m).sum()))(cost)
         np.testing.assert_allclose(value, np.sum(expected), rtol=1e-6)
         gradients.append(gradient)
     np.testing.assert_array_equal(*gradients)
@@ -115,12 +115,13 @@ def test_invariant_objectives_take_any_number_of_sources_and_masks(name, sources
     perfect = jnp.concatenate([40 * targets - 20, jnp.full((2, masks - sources, K, T), -20.0)], axis=1)
     objective = build_objective(ObjectiveConfig(name=name, regularizer_weight=0.0))
 
+    @jax.jit
     def loss(masks):
         silent = jnp.full((2, sources, K, T), -30.0)
         both = MaskLogits(masks) if name == "permutation_invariant" else MaskLogits(silent, masks)
-        return float(objective(both, mixture, jnp.array(0)).value)
+        return objective(both, mixture, jnp.array(0)).value
 
-    assert loss(logits[:, ::-1]) == pytest.approx(loss(logits), rel=1e-5)
+    assert float(loss(logits[:, ::-1])) == pytest.approx(float(loss(logits)), rel=1e-5)
     assert loss(perfect[:, ::-1]) < 1e-6 < loss(logits)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -52,12 +53,17 @@ def test_every_command_in_the_readme_exists():
 
 def test_the_package_imports_light():
     """Heavy libraries load only with the command that needs them."""
-    import subprocess
-
     heavy = "{'torch', 'grain', 'librosa', 'av', 'transformers', 'orbax', 'huggingface_hub', 'clipsep_jax.data_prep'}"
     code = f"import sys, clipsep_jax, clipsep_jax.cli.main; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"
+
+
+def test_training_loads_no_pytorch():
+    """Not even where a library would use it if it is installed."""
+    code = "import sys, clipsep_jax.training.loop; print('torch' in sys.modules); import torch"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "False"
 
 
 def test_the_map_names_what_is_there():

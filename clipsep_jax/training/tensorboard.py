@@ -1,21 +1,38 @@
 """TensorBoard's event files."""
 
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from clipsep_jax.files import naming
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+@contextmanager
+def _as_if_not_installed(name: str) -> Iterator[None]:
+    modules: dict[str, Any] = sys.modules
+    hidden = name not in modules
+    if hidden:
+        modules[name] = None
+    yield
+    if hidden:
+        del modules[name]
+
+
+with _as_if_not_installed("torch"):  # tensorboardX would load it, for half of a run's start-up time
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
 
 _FLUSH_SECONDS = 10
 

@@ -1,6 +1,6 @@
 """One process of a training run of two, or of one; see `test_processes.py`.
 
-python -m tests.distributed.one_of_two RECORDS WORKDIR STEPS MEMBERS [PORT PROCESS_ID]
+python -m tests.distributed.one_of_two RECORDS WORKDIR STEPS SAVE_EVERY MEMBERS [PORT PROCESS_ID]
 
 With several members they are trained together, each in a folder of WORKDIR; with none, the first process fails alone.
 With no steps, it writes what a step gives.
@@ -24,12 +24,11 @@ from clipsep_jax.training.stopping import Interrupted
 from tests.distributed.eight_devices import OneStep, batch_of, config_of, on_host
 from tests.small import small_config
 
-SAVE_EVERY = 2
 
-
-def training_config(records: Path, steps: int) -> Config:
+def training_config(records: Path, steps: int, save_every: int = 1) -> Config:
     config = small_config(records, steps=steps, validate_every=steps)
-    return replace(config, data=replace(config.data, batch_size=4))
+    checkpoint = replace(config.checkpoint, save_every=save_every)
+    return replace(config, data=replace(config.data, batch_size=4), checkpoint=checkpoint)
 
 
 def write_step(workdir: Path) -> None:
@@ -54,10 +53,10 @@ def refuse() -> None:
 
 
 if __name__ == "__main__":
-    records, workdir, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    num_members = int(sys.argv[4])
-    if len(sys.argv) > 5:
-        start(Cluster(f"127.0.0.1:{sys.argv[5]}", 2, int(sys.argv[6])))
+    records, workdir = Path(sys.argv[1]), Path(sys.argv[2])
+    steps, save_every, num_members = map(int, sys.argv[3:6])
+    if len(sys.argv) > 6:
+        start(Cluster(f"127.0.0.1:{sys.argv[6]}", 2, int(sys.argv[7])))
     write = MetricsLog.write
 
     def write_and_tell(log: MetricsLog, step: int, *more: dict[str, float]) -> None:
@@ -68,7 +67,7 @@ if __name__ == "__main__":
     if not steps:
         write_step(workdir)
         sys.exit()
-    config = training_config(records, steps)
+    config = training_config(records, steps, save_every)
     if not num_members:
         try:
             first_process_alone(refuse)

@@ -114,44 +114,56 @@ def test_fsdp_splits_the_longest_axis_that_can_be_shared():
     assert {s.spec for s in state_sharding(arrays, abstract_mesh(8), "replicated")} == {replicated(make_mesh()).spec}
 
 
-def run_with_eight_devices(check: str, folder: Path, **settings: str) -> None:
+def run_with_eight_devices(folder: Path, *checks: str, **settings: str) -> subprocess.CompletedProcess:
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    settings |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    environment = os.environ | settings
-    command = [sys.executable, "-m", "tests.distributed.eight_devices", check, str(folder)]
-    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert done.stdout.endswith("held\n"), done.stderr
+    environment = os.environ | settings | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.distributed.eight_devices", str(folder), *checks]
+    return subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+
+
+def assert_held(check: str, done: subprocess.CompletedProcess) -> None:
+    assert f"{check} held" in done.stdout.splitlines(), done.stderr
+
+
+@pytest.fixture(scope="module")
+def in_float64(tmp_path_factory) -> subprocess.CompletedProcess:
+    return run_with_eight_devices(tmp_path_factory.mktemp("exact"), "equal_step", "members_spread", JAX_ENABLE_X64="1")
+
+
+@pytest.fixture(scope="module")
+def restored(tmp_path_factory) -> subprocess.CompletedProcess:
+    return run_with_eight_devices(tmp_path_factory.mktemp("states"), "members_restored_on_fewer", "restored_on_fewer")
 
 
 @pytest.mark.slow
-def test_a_step_is_the_same_on_1_and_8_devices(tmp_path):
-    run_with_eight_devices("equal_step", tmp_path, JAX_ENABLE_X64="1")
+def test_a_step_is_the_same_on_1_and_8_devices(in_float64):
+    assert_held("equal_step", in_float64)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("bits", [64, 32])
 def test_at_five_states_it_is_the_same_on_1_2_4_and_8_devices(tmp_path, bits):
-    run_with_eight_devices("equal_steps", tmp_path, JAX_ENABLE_X64=str(int(bits == 64)))
+    assert_held("equal_steps", run_with_eight_devices(tmp_path, "equal_steps", JAX_ENABLE_X64=str(int(bits == 64))))
 
 
 @pytest.mark.slow
-def test_members_of_a_sweep_are_spread_over_devices(tmp_path):
-    run_with_eight_devices("members_spread", tmp_path, JAX_ENABLE_X64="1")
+def test_members_of_a_sweep_are_spread_over_devices(in_float64):
+    assert_held("members_spread", in_float64)
 
 
 @pytest.mark.soak
 def test_all_members_are(tmp_path):
-    run_with_eight_devices("all_members_spread", tmp_path, JAX_ENABLE_X64="1")
+    assert_held("all_members_spread", run_with_eight_devices(tmp_path, "all_members_spread", JAX_ENABLE_X64="1"))
 
 
 @pytest.mark.slow
-def test_members_are_restored_on_fewer_devices_bit_for_bit(tmp_path):
-    run_with_eight_devices("members_restored_on_fewer", tmp_path)
+def test_members_are_restored_on_fewer_devices_bit_for_bit(restored):
+    assert_held("members_restored_on_fewer", restored)
 
 
 @pytest.mark.slow
-def test_a_state_is_restored_on_fewer_devices_bit_for_bit(tmp_path):
-    run_with_eight_devices("restored_on_fewer", tmp_path)
+def test_a_state_is_restored_on_fewer_devices_bit_for_bit(restored):
+    assert_held("restored_on_fewer", restored)
 
 
 def lower_for(clip_folder: Path, *which: str) -> None:

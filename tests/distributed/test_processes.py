@@ -19,7 +19,7 @@ from clipsep_jax.errors import InputWarning
 from clipsep_jax.training.checkpoints import Checkpoints
 from clipsep_jax.training.curves import read_metrics
 from clipsep_jax.training.step import Trainer
-from tests.distributed.one_of_two import SAVE_EVERY, training_config
+from tests.distributed.one_of_two import training_config
 from tests.small import make_records
 
 
@@ -34,7 +34,9 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def start(records: Path, workdir: Path, steps: int, num_processes: int, num_members: int = 1) -> list[subprocess.Popen]:
+def start(
+    records: Path, workdir: Path, steps: int, num_processes: int, num_members: int = 1, save_every: int = 10
+) -> list[subprocess.Popen]:
     """Processes with a device for each member."""
     port = free_port()
     flags = os.environ | {
@@ -42,7 +44,7 @@ def start(records: Path, workdir: Path, steps: int, num_processes: int, num_memb
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={num_members or 1}",
     }
     command = [sys.executable, "-m", "tests.distributed.one_of_two", str(records), str(workdir), str(steps)]
-    command.append(str(num_members))
+    command += [str(save_every), str(num_members)]
     return [
         subprocess.Popen(
             [*command, *((port, str(number)) if num_processes > 1 else ())],
@@ -124,7 +126,7 @@ def test_what_the_first_process_refuses_ends_the_other_too(records, tmp_path):
 def test_two_processes_train_members_together_as_one_does(records, tmp_path):
     """Two members on 2 x 2 devices, six saves of both: batches are split over processes, members over their devices."""
     for name, num_processes in (("one", 1), ("two", 2)):
-        for code, output in finish(start(records, tmp_path / name, 12, num_processes, 2)):
+        for code, output in finish(start(records, tmp_path / name, 12, num_processes, 2, save_every=2)):
             assert code == 0, output
     for member in ("0", "1"):
         one, two = (read_metrics(tmp_path / name / member) for name in ("one", "two"))
@@ -163,8 +165,8 @@ def assert_equal_runs(workdir: Path, whole: Path, steps: int) -> None:
     assert weights[0] == weights[1]
 
 
-def run_to_the_end(records: Path, workdir: Path, steps: int) -> None:
-    for code, output in finish(start(records, workdir, steps, 1)):
+def run_to_the_end(records: Path, workdir: Path, steps: int, save_every: int = 10) -> None:
+    for code, output in finish(start(records, workdir, steps, 1, save_every=save_every)):
         assert code == 0, output
 
 
@@ -181,12 +183,12 @@ def test_thirty_steps_a_kill_and_thirty_more_equal_sixty(records, tmp_path, whol
 @pytest.mark.soak
 def test_after_twenty_kills_while_it_saves_a_complete_step_is_restored(records, tmp_path):
     """A checkpoint every other step, so that most kills come while one is written; no other one is lost."""
-    rng, steps = random.Random(0), 400
-    run_to_the_end(records, tmp_path / "whole", steps)
+    rng, steps, save_every = random.Random(0), 400, 2
+    run_to_the_end(records, tmp_path / "whole", steps, save_every)
     num_kills = 0
     while num_kills < 20:
         before = last_step(tmp_path / "killed")
-        (process,) = start(records, tmp_path / "killed", steps, 1)
+        (process,) = start(records, tmp_path / "killed", steps, 1, save_every=save_every)
         wait_for_step(process, before + rng.randint(2, 15))
         time.sleep(rng.uniform(0, 0.05))
         process.kill()
@@ -194,9 +196,9 @@ def test_after_twenty_kills_while_it_saves_a_complete_step_is_restored(records, 
         num_kills += 1
         told = [int(number) for number in re.findall(r"^step (\d+)$", output, re.MULTILINE)]
         reached = max([before + 2, *told])
-        begun = (reached - 1) // SAVE_EVERY * SAVE_EVERY  # a step is told before its own save begins
-        assert complete_step(tmp_path / "killed") >= begun - SAVE_EVERY
-    run_to_the_end(records, tmp_path / "killed", steps)
+        begun = (reached - 1) // save_every * save_every  # a step is told before its own save begins
+        assert complete_step(tmp_path / "killed") >= begun - save_every
+    run_to_the_end(records, tmp_path / "killed", steps, save_every)
     assert_equal_runs(tmp_path / "killed", tmp_path / "whole", steps)
 
 

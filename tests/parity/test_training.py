@@ -4,6 +4,7 @@ Step by step, because trajectories are chaotic: over many steps PyTorch's own fl
 """
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,7 @@ class OurTrainer:
     def __init__(self, config: Config):
         self.trainer, self.rules = Trainer(config), official_rules(config.model)
         self.template = jax.eval_shape(self.trainer.init)
+        self.rule = cache(self._rule)
         self.probe = jax.jit(self._probe)
 
     def _rule(self, path: tuple):
@@ -97,14 +99,14 @@ class OurTrainer:
     def ours(self, template: nnx.State, tensors: Tensors, dtype: type) -> nnx.State:
         flat = []
         for path, variable in nnx.to_flat_state(template):
-            name, rule = self._rule(path)
+            name, rule = self.rule(path)
             flat.append((path, variable.replace(jnp.asarray(rule.our_layout(tensors[name]), dtype))))
         return nnx.from_flat_state(flat)
 
     def theirs(self, state: nnx.State) -> Tensors:
         tensors = {}
         for path, variable in nnx.to_flat_state(state):
-            name, rule = self._rule(path)
+            name, rule = self.rule(path)
             tensors[name] = rule.their_layout(np.asarray(variable[...]))
         return tensors
 

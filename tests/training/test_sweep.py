@@ -402,7 +402,8 @@ def test_the_command_sweeps_and_says_where_the_report_is(records, tmp_path, caps
     arguments = [
         "sweep-gamma", "--config=configs/toy_smoke.py", f"--workdir={tmp_path / 'sweep'}", "--num-mixtures=0",
         f"--config.data.records={records}", "--config.toy.num_clips=0", f"--config.model.query_size={QUERY_SIZE}",
-        "--config.train.steps=2",
+        "--config.model.num_levels=2", "--config.model.width=2", "--config.spectrogram.num_samples=2047",
+        "--config.train.steps=2", "--config.train.board_mixtures=1",
     ]  # fmt: skip
     assert main([*arguments, "--gammas=0,1", "--vary=objective.regularizer=sum,ratio"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"The report is in {tmp_path / 'sweep' / 'sweep.html'};")
