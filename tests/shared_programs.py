@@ -1,4 +1,4 @@
-"""Compiled steps that the runs of a test module share, which would each trace and load them again."""
+"""Compiled steps that test runs share, which would each trace and load them again."""
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager

@@ -77,7 +77,7 @@ def small_config(records: Path, **train: int) -> Config:
     return replace(
         config,
         spectrogram=replace(config.spectrogram, num_samples=2047),
-        model=replace(config.model, num_levels=2, width=2, num_noise_heads=2, query_size=QUERY_SIZE, init_std=0.1),
+        model=replace(config.model, num_levels=1, width=2, num_noise_heads=2, query_size=QUERY_SIZE, init_std=0.1),
         objective=replace(config.objective, name="noise_invariant"),
         data=replace(config.data, records=str(records), batch_size=2),
         optimizer=replace(config.optimizer, warmup_steps=2),

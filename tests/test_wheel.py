@@ -21,19 +21,17 @@ import sys
 from clipsep_jax.cli.main import main
 from clipsep_jax.configs import base
 from clipsep_jax.demo import demo
-from clipsep_jax.demo.toy import mini_clip, records
 
 toy = base._toy
 
 def smaller(config):
     config = toy(config)
-    config.toy.num_clips, config.toy.encoder_steps = 40, 2
+    config.toy.num_clips, config.toy.encoder_steps = 20, 0
     config.model.num_levels, config.model.width, config.spectrogram.num_samples = 3, 4, 8191
     config.train.validate_every, config.train.log_every = 2, 1
     return config
 
 base._toy, demo.NUM_MIXTURES = smaller, 6
-records.PICTURES_PER_KIND, mini_clip._TEXT_STEPS = 2, 2
 sys.exit(main(["demo", "--steps", "2"]))
 """
 

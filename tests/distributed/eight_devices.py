@@ -20,6 +20,7 @@ from clipsep_jax.training.checkpoints import Checkpoints
 from clipsep_jax.training.devices import make_mesh, put_batch, replicated
 from clipsep_jax.training.members import JointTrainer
 from clipsep_jax.training.step import Trainer, TrainState
+from tests.shared_programs import sharing_programs
 from tests.small import QUERY_SIZE, small_config
 
 FLOAT = jax.dtypes.canonicalize_dtype(float)
@@ -208,7 +209,8 @@ if __name__ == "__main__":
     assert jax.device_count() == 8
     for name in sys.argv[2:]:
         try:
-            CHECKS[name](Path(sys.argv[1]) / name)
+            with sharing_programs():
+                CHECKS[name](Path(sys.argv[1]) / name)
         except Exception:
             traceback.print_exc()
         else:

@@ -159,7 +159,7 @@ def test_nothing_is_compiled_again_during_a_run(records, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(MetricsLog, "write", write_and_count)
     with jax.log_compiles():
-        train(small_config(records, steps=10, seed=1), tmp_path)  # no other run of this module has these programs
+        train(small_config(records, steps=10, seed=10), tmp_path)  # no other test has these programs
     assert any("train_step" in message for message in compiled[1])
     assert compiled[10][len(compiled[4]) :] == []
     for name in ("_train_step", "_validation_step"):  # not a second time for the first result, either
