@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Every process of a test would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo install test check soak test-tfds bench clean
+.PHONY: demo install test check types quick soak test-tfds bench clean
 
 demo: .venv/.runtime
 	$(BIN)/clipsep demo --out runs/demo
@@ -15,11 +15,17 @@ test: .venv/.test
 
 install: .venv/.test
 
+# Mypy works on one core, so the quick tests run beside it.
 check: .venv/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) --jobs=2 types quick
+
+types: .venv/.test
+	$(BIN)/mypy
+
+quick: .venv/.test
 	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not soak"
 
 soak: .venv/.test
@@ -35,15 +41,18 @@ bench: .venv/.bench
 # Python compiles the modules that it imports; to compile all of them would take a minute of the two.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
-.venv/.runtime: pyproject.toml
+.venv/.python:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+.venv/.runtime: .venv/.python pyproject.toml
 	$(INSTALL) --editable .
 	touch $@
 
-.venv/.test: .venv/.runtime
+.venv/.test: .venv/.python pyproject.toml
 	$(INSTALL) --editable ".[test]"
-	touch $@
+	touch .venv/.runtime $@
 
 .venv/.bench: .venv/.test
 	$(INSTALL) --editable ".[bench]"

@@ -20,11 +20,17 @@ from clipsep_jax.files import decode_json, encode_json, read_json, write_json
 from clipsep_jax.models.clipsep import CLIPSep, build_model, stored_rules
 from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.queries.table import EmbeddingTable
-from clipsep_jax.tensors import export_tensors, load_tensors, read_metadata, read_tensors, write_tensors
+from clipsep_jax.tensors import (
+    WEIGHTS_FILE,
+    export_tensors,
+    load_tensors,
+    read_metadata,
+    read_tensors,
+    write_tensors,
+)
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 ENCODER_FOLDER = "query_encoder"
 TABLE_FILE = "query_table.safetensors"
 BEST_FOLDER = "best"  # in a training workdir

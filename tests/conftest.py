@@ -4,7 +4,7 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -76,29 +76,45 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def clip_folder(tmp_path_factory) -> Path:
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Gives the folder of a name, filled by a function when the first worker asks for it; tests must not change it."""
+    from filelock import FileLock
+
+    own = tmp_path_factory.getbasetemp()
+    root = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def folder(name: str, fill: Callable[[Path], object]) -> Path:
+        with FileLock(root / f"{name}.lock"):
+            if not (root / f"{name}.made").exists():
+                fill(root / name)
+                (root / f"{name}.made").touch()
+        return root / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(made_once) -> Path:
     """A random CLIP of the least size, as a Hugging Face folder."""
     from tests.encoders.tiny_clip import make_tiny_clip_folder
     from tests.small import QUERY_SIZE
 
-    return make_tiny_clip_folder(tmp_path_factory.mktemp("clip") / "tiny", projection_dim=QUERY_SIZE)
+    return made_once("clip", lambda folder: make_tiny_clip_folder(folder, projection_dim=QUERY_SIZE))
 
 
 @pytest.fixture(scope="session")
-def clip_records(tmp_path_factory, clip_folder) -> Path:
+def clip_records(made_once, clip_folder) -> Path:
     """Small records whose embeddings are those of `clip_folder`."""
     from clipsep_jax.encoders.clip import load_clip
     from tests.small import make_records
 
-    return make_records(tmp_path_factory.mktemp("records"), encoder=load_clip(str(clip_folder)))
+    return made_once("clip_records", lambda folder: make_records(folder, encoder=load_clip(str(clip_folder))))
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, clip_records) -> Path:
+def trained(made_once, clip_records) -> Path:
     """The workdir of a finished run of the least size."""
     from clipsep_jax.training.loop import train
     from tests.small import small_config
 
-    workdir = tmp_path_factory.mktemp("run")
-    train(small_config(clip_records), workdir)
-    return workdir
+    return made_once("trained", lambda folder: train(small_config(clip_records), folder))

@@ -9,6 +9,8 @@ from importlib.metadata import packages_distributions
 from itertools import chain
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -59,6 +61,7 @@ def test_the_package_imports_light():
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_training_loads_no_pytorch():
     """Not even where a library would use it if it is installed."""
     code = "import sys, clipsep_jax.training.loop; print('torch' in sys.modules); import torch"

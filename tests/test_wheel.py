@@ -36,9 +36,7 @@ sys.exit(main(["demo", "--steps", "2"]))
 """
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
+def build_wheel(folder: Path) -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     names = tracked.stdout.splitlines() or [p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py")]
     source = folder / "source"
@@ -48,7 +46,11 @@ def wheel(tmp_path_factory) -> Path:
             shutil.copy(ROOT / name, source / name, follow_symlinks=False)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, source]
     subprocess.run(command, check=True)
-    (built,) = folder.glob("*.whl")
+
+
+@pytest.fixture(scope="module")
+def wheel(made_once) -> Path:
+    (built,) = made_once("wheel", build_wheel).glob("*.whl")
     return built
 
 
@@ -87,8 +89,9 @@ def test_it_prepares_and_trains_in_an_empty_folder(installed, tmp_path):
     assert run(installed, tmp_path, "-c", code).startswith(str(installed.parents[1]))
     prepare = ["prepare", "audio", "sounds", "--out", "records", "--workers", "1"]
     assert "3 records are in records." in run(installed, tmp_path, "-m", "clipsep_jax.cli", *prepare)
-    smaller = ["--config.train.steps=2", "--config.train.validate_every=2", "--config.train.board_mixtures=0"]
-    train = ["train", "--config=toy_smoke", "--workdir=smoke", *smaller]
+    sizes = ["--config.model.num_levels=1", "--config.model.width=2", "--config.spectrogram.num_samples=2047"]
+    sizes += ["--config.data.batch_size=2", "--config.train.steps=2", "--config.train.validate_every=2"]
+    train = ["train", "--config=pit:music", "--config.data.records=records", "--workdir=smoke", *sizes]
     assert "The best model is in smoke/best" in run(installed, tmp_path, "-m", "clipsep_jax.cli", *train)
     unfinished = [installed, "-m", "clipsep_jax.cli", "train", "--config=clipsep_nit:vggsound", "--workdir=nit"]
     told = subprocess.run(unfinished, cwd=tmp_path, capture_output=True, text=True)

@@ -17,7 +17,7 @@ from clipsep_jax.data.record_set import EncoderInfo
 from clipsep_jax.encoders.registry import load_encoder, split_name
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import atomic_write
-from clipsep_jax.model_dir import TABLE_FILE, WEIGHTS_FILE, ModelDir, open_model_dir, start_model_dir, write_weights
+from clipsep_jax.model_dir import TABLE_FILE, ModelDir, open_model_dir, start_model_dir, write_weights
 from clipsep_jax.models.clipsep import build_model
 from clipsep_jax.models.unet import level_widths
 from clipsep_jax.official.arguments import TrainArgs, official_system, read_train_args, write_official_files
@@ -25,6 +25,7 @@ from clipsep_jax.tensors import (
     CONV,
     LINEAR,
     UP_CONV,
+    WEIGHTS_FILE,
     Rule,
     export_tensors,
     load_tensors,

@@ -28,9 +28,10 @@ from clipsep_jax.evaluation.protocols import draw_mixtures, num_sources_of
 from clipsep_jax.evaluation.scores import Evaluation
 from clipsep_jax.evaluation.tables import write_scores
 from clipsep_jax.files import read_json, write_json
-from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE
+from clipsep_jax.model_dir import BEST_FOLDER
 from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.separation.separator import Separator
+from clipsep_jax.tensors import WEIGHTS_FILE
 from clipsep_jax.training.devices import first_process_alone
 from clipsep_jax.training.members import train_together
 from clipsep_jax.training.sweep_report import PAGE_NAME, summarise_member, text_table, write_report

@@ -15,8 +15,9 @@ from flax import nnx
 
 from clipsep_jax.config import Config
 from clipsep_jax.errors import InputError, InputWarning
-from clipsep_jax.model_dir import BEST_FOLDER, WEIGHTS_FILE, read_progress, start_model_dir, write_weights
+from clipsep_jax.model_dir import BEST_FOLDER, read_progress, start_model_dir, write_weights
 from clipsep_jax.queries.table import EmbeddingTable
+from clipsep_jax.tensors import WEIGHTS_FILE
 from clipsep_jax.training.checkpoints import Checkpoints
 from clipsep_jax.training.curves import MetricsLog
 from clipsep_jax.training.devices import broadcast_from_first, first_process_alone

@@ -171,7 +171,7 @@ def assert_readable_or_refused(folder: Path, wholes: list[list[bytes]]) -> None:
 @pytest.mark.parametrize(
     ("first", "encoder", "drop_frames"),
     [
-        (None, PlacedEncoder, True),
+        pytest.param(None, PlacedEncoder, True, marks=pytest.mark.slow),
         pytest.param(None, PlacedEncoder, False, marks=pytest.mark.slow),
         # shards of equal sizes, and a table to remove
         pytest.param(FakeEncoder, PictureEncoder, False, marks=pytest.mark.slow),

@@ -31,7 +31,7 @@ if jax.config.read("jax_enable_x64"):
 def config_of(sharding: str) -> Config:
     config = small_config(Path())
     # Wide enough that some arrays are split.
-    model = replace(config.model, width=16, num_levels=2)
+    model = replace(config.model, width=16)
     spectrogram = replace(config.spectrogram, num_samples=4_095, num_warped_bins=64)
     data = replace(config.data, batch_size=8)
     train = replace(config.train, sharding=sharding)
@@ -208,6 +208,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
 if __name__ == "__main__":
     assert jax.device_count() == 8
     for name in sys.argv[2:]:
+        (Path(sys.argv[1]) / name).mkdir(parents=True)
         try:
             with sharing_programs():
                 CHECKS[name](Path(sys.argv[1]) / name)

@@ -114,25 +114,32 @@ def test_fsdp_splits_the_longest_axis_that_can_be_shared():
     assert {s.spec for s in state_sharding(arrays, abstract_mesh(8), "replicated")} == {replicated(make_mesh()).spec}
 
 
-def run_with_eight_devices(folder: Path, *checks: str, **settings: str) -> subprocess.CompletedProcess:
+def run_with_eight_devices(folder: Path, *checks: str, bits: int = 32) -> None:
+    """Runs checks, and writes down what they say."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    environment = os.environ | settings | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    settings = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": str(int(bits == 64))}
     command = [sys.executable, "-m", "tests.distributed.eight_devices", str(folder), *checks]
-    return subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=os.environ | settings, cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    (folder / "said").write_text(done.stdout + done.stderr)
 
 
-def assert_held(check: str, done: subprocess.CompletedProcess) -> None:
-    assert f"{check} held" in done.stdout.splitlines(), done.stderr
+def assert_held(check: str, folder: Path) -> None:
+    said = (folder / "said").read_text()
+    assert f"{check} held" in said.splitlines(), said
 
 
 @pytest.fixture(scope="module")
-def in_float64(tmp_path_factory) -> subprocess.CompletedProcess:
-    return run_with_eight_devices(tmp_path_factory.mktemp("exact"), "equal_step", "members_spread", JAX_ENABLE_X64="1")
+def in_float64(made_once) -> Path:
+    checks = ("equal_step", "members_spread")
+    return made_once("in_float64", lambda folder: run_with_eight_devices(folder, *checks, bits=64))
 
 
 @pytest.fixture(scope="module")
-def restored(tmp_path_factory) -> subprocess.CompletedProcess:
-    return run_with_eight_devices(tmp_path_factory.mktemp("states"), "members_restored_on_fewer", "restored_on_fewer")
+def restored(made_once) -> Path:
+    checks = ("members_restored_on_fewer", "restored_on_fewer")
+    return made_once("restored", lambda folder: run_with_eight_devices(folder, *checks))
 
 
 @pytest.mark.slow
@@ -143,7 +150,8 @@ def test_a_step_is_the_same_on_1_and_8_devices(in_float64):
 @pytest.mark.soak
 @pytest.mark.parametrize("bits", [64, 32])
 def test_at_five_states_it_is_the_same_on_1_2_4_and_8_devices(tmp_path, bits):
-    assert_held("equal_steps", run_with_eight_devices(tmp_path, "equal_steps", JAX_ENABLE_X64=str(int(bits == 64))))
+    run_with_eight_devices(tmp_path, "equal_steps", bits=bits)
+    assert_held("equal_steps", tmp_path)
 
 
 @pytest.mark.slow
@@ -153,7 +161,8 @@ def test_members_of_a_sweep_are_spread_over_devices(in_float64):
 
 @pytest.mark.soak
 def test_all_members_are(tmp_path):
-    assert_held("all_members_spread", run_with_eight_devices(tmp_path, "all_members_spread", JAX_ENABLE_X64="1"))
+    run_with_eight_devices(tmp_path, "all_members_spread", bits=64)
+    assert_held("all_members_spread", tmp_path)
 
 
 @pytest.mark.slow

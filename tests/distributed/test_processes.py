@@ -76,11 +76,9 @@ def wait_for_step(process: subprocess.Popen, step: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(records, tmp_path_factory) -> Path:
+def whole(records, made_once) -> Path:
     """A run of sixty steps, in one go and one process."""
-    workdir = tmp_path_factory.mktemp("whole")
-    run_to_the_end(records, workdir, 60)
-    return workdir
+    return made_once("whole", lambda workdir: run_to_the_end(records, workdir, 60))
 
 
 @pytest.mark.slow

@@ -146,6 +146,7 @@ def test_a_state_dict_of_torch_is_read(tmp_path, encoder, suffix):
     jax.tree.map(np.testing.assert_array_equal, load_resnet(str(path)).state, encoder.state)
 
 
+@pytest.mark.slow
 def test_the_hash_is_that_of_weights_and_normalisation(path, tmp_path, encoder):
     assert load_resnet(str(path)).sha256 == encoder.sha256
     assert load_resnet(str(path), "clip").sha256 != encoder.sha256

@@ -89,6 +89,7 @@ def with_sources(separator: Separator, num_sources: int) -> Separator:
     return separator
 
 
+@pytest.mark.slow
 def test_mixtures_of_three_are_scored_as_by_a_plain_loop(trained, clip_records):
     separator = with_sources(Separator.load(trained), 3)
     evaluation = Evaluation(separator, RecordSet(clip_records), "test", num_mixtures=3)
@@ -172,6 +173,7 @@ def si_sdr(reference, estimate):
     return sdr(scale * reference, estimate)
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_added_is_shown_everywhere(trained, clip_records, tmp_path, monkeypatch):
     monkeypatch.setitem(METRICS, "si_sdr", Metric("SI-SDR", "dB", si_sdr))
     evaluation = Evaluation(Separator.load(trained), RecordSet(clip_records), "test", num_mixtures=10)

@@ -23,7 +23,8 @@ from clipsep_jax.separation.chunks import chunk_starts, triangle
 from clipsep_jax.separation.separator import Separator
 from clipsep_jax.sound_files import write_sound
 from clipsep_jax.spectrogram import istft, log_warped_magnitude, stft, unwarp
-from tests.small import QUERY_SIZE
+from clipsep_jax.training.loop import train
+from tests.small import QUERY_SIZE, small_config
 
 CHUNK = 2047
 
@@ -162,15 +163,11 @@ def test_long_text_is_cut_with_a_word_about_it(separator):
         separator.embed(["word " * 500])
 
 
-def test_model_directory_is_complete_and_can_be_moved(trained, tmp_path):
-    folder = open_model_dir(trained).folder
-    moved = folder.rename(tmp_path / "moved")
-    try:
-        assert {p.name for p in moved.iterdir()} == {"config.json", "model.safetensors", "query_encoder"}
-        assert Separator.load(moved).embed(["a buzz"]).shape == (1, QUERY_SIZE)
-        assert "noise_invariant" in describe(open_model_dir(moved))
-    finally:
-        moved.rename(folder)
+def test_model_directory_is_complete_and_can_be_moved(clip_records, tmp_path):
+    moved = train(small_config(clip_records), tmp_path / "run").rename(tmp_path / "moved")
+    assert {p.name for p in moved.iterdir()} == {"config.json", "model.safetensors", "query_encoder"}
+    assert Separator.load(moved).embed(["a buzz"]).shape == (1, QUERY_SIZE)
+    assert "noise_invariant" in describe(open_model_dir(moved))
 
 
 def corrupted(trained, tmp_path, name, change):
