@@ -38,8 +38,11 @@ test-tfds: .venv/.test .venv-tfds/.ready
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks
 
-# Python compiles the modules that it imports; to compile all of them would take a minute of the two.
-INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+# Compiled on all cores: pip uses one, and test workers that start at once would each compile the same modules.
+define install
+	$(BIN)/python -m pip install --quiet --no-compile --editable "$(1)"
+	$(BIN)/python -m compileall -q -j 0 -x "/tests/|/testing/" .venv/lib
+endef
 
 .venv/.python:
 	$(PYTHON) -m venv .venv
@@ -47,15 +50,15 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 	touch $@
 
 .venv/.runtime: .venv/.python pyproject.toml
-	$(INSTALL) --editable .
+	$(call install,.)
 	touch $@
 
 .venv/.test: .venv/.python pyproject.toml
-	$(INSTALL) --editable ".[test]"
+	$(call install,.[test])
 	touch .venv/.runtime $@
 
 .venv/.bench: .venv/.test
-	$(INSTALL) --editable ".[bench]"
+	$(call install,.[bench])
 	touch $@
 
 # TensorFlow wants other versions of what JAX uses too.
