@@ -5,10 +5,13 @@ The docstrings in configs/ quote its figures. Run again with the same --keep, it
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from tqdm import tqdm
 
 from benchmarks.machine import machine
 from clipsep_jax.config import Config, read_config
@@ -65,7 +68,10 @@ def main() -> None:
     options = parser.parse_args()
     with TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
-        facts = {name: measure(name, folder, options.steps, options.mixtures) for name in options.names}
+        facts = {}
+        for name in options.names:
+            facts[name] = measure(name, folder, options.steps, options.mixtures)
+            tqdm.write(f"{name}: {json.dumps(facts[name])}", file=sys.stderr)
     print(json.dumps(facts | machine()))
 
 

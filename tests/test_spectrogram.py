@@ -39,6 +39,7 @@ def test_stft_equals_librosa(length):
     np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-6 * largest, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [65_280, 65_535, 65_000])
 def test_istft_equals_librosa_and_inverts(length):
     waveform = noise(2, 65_535)

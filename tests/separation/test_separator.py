@@ -163,6 +163,7 @@ def test_long_text_is_cut_with_a_word_about_it(separator):
         separator.embed(["word " * 500])
 
 
+@pytest.mark.slow
 def test_model_directory_is_complete_and_can_be_moved(clip_records, tmp_path):
     moved = train(small_config(clip_records), tmp_path / "run").rename(tmp_path / "moved")
     assert {p.name for p in moved.iterdir()} == {"config.json", "model.safetensors", "query_encoder"}
