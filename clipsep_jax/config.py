@@ -6,6 +6,7 @@ only their differences; the command line may override single values. `Config.fro
 
 import dataclasses
 import importlib
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -258,9 +259,11 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, get_args(kind)))}.")
         return value
     if kind is float and type(value) is int:
-        return float(value)
+        value = float(value)
     if type(value) is not kind:
         raise InputError(f"{where} must be of type {kind.__name__}, not {value!r}.")
+    if kind is float and not math.isfinite(value):
+        raise InputError(f"{where} is {value}; it must be finite.")
     return value
 
 

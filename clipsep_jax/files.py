@@ -1,13 +1,16 @@
-"""Writing files and folders so that none is ever seen half-written, and reading and writing JSON.
+"""Writing files and folders so that none is ever seen half-written, and reading and writing JSON and CSV.
 
 All JSON of the package goes through this module.
 """
 
+import csv
+import hashlib
+import io
 import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -15,6 +18,17 @@ from typing import Any, BinaryIO, TypeVar
 from clipsep_jax.errors import InputError
 
 T = TypeVar("T")
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a text names a file of a folder, rather than the folder, or something outside it."""
+    return text not in ("", ".", "..") and not set(text) & {"/", os.sep, os.altsep, "\0"}
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file of any size, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -56,28 +70,20 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def staged_folder(folder: Path, kept: Path | None = None) -> Iterator[Path]:
+def staged_folder(folder: Path) -> Iterator[Path]:
     """Give a scratch folder whose files move into `folder`, each whole, once the block ends without an error.
 
-    A folder in it moves as one; its target must be missing or empty.
-
-    Args:
-        kept: the scratch folder to use, which stays after an error and after a kill, so that a later run can resume
-            from it. By default it is a hidden folder of its own in `folder`, which an error removes.
+    A folder in it moves as one; its target must be missing or empty. After an error, nothing of it is left.
     """
-    if kept is not None:
-        kept.mkdir(exist_ok=True)
-        yield kept
-        _move_all(kept, folder)
-        return
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
         yield Path(scratch)
-        _move_all(Path(scratch), folder)
+        move_all(Path(scratch), folder)
 
 
-def _move_all(scratch: Path, folder: Path) -> None:
-    for path in sorted(scratch.iterdir()):
+def move_all(scratch: Path, folder: Path, last: str = "") -> None:
+    """Move each file of a scratch folder into another, whole; the one named `last` after all others are there."""
+    for path in sorted(scratch.iterdir(), key=lambda path: (path.name == last, path.name)):
         if path.suffix != ".partial":  # which a killed process left
             _sync(path)
             os.replace(path, folder / path.name)
@@ -151,3 +157,20 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     """Write a JSON file, whole or not at all."""
     with atomic_write(path) as file:
         file.write(encode_json(value, indent))
+
+
+def write_csv(path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file with a line of names, whole or not at all.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerows([_cell(value) for value in row] for row in (names, *rows))
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _cell(value: Any) -> Any:
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_formula else value

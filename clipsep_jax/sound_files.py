@@ -58,8 +58,14 @@ def _read_by_libsndfile(path: Path) -> Float32[np.ndarray, " L"]:
 
 
 def write_sound(path: Path, waveform: Float32[np.ndarray, " L"], sample_rate_hz: int) -> None:
-    """Write a 16-bit wav file, whole or not at all; samples outside [-1, 1] are clipped."""
+    """Write a 16-bit wav file, whole or not at all; samples outside [-1, 1] are clipped.
+
+    Raises:
+        ValueError: a sample is not finite.
+    """
     import soundfile
 
+    if not np.isfinite(waveform).all():
+        raise ValueError(f"{path} would hold samples that are not finite")
     with atomic_write(path) as file:
         soundfile.write(file, np.clip(waveform, -1, 1), sample_rate_hz, subtype="PCM_16", format="WAV")

@@ -78,7 +78,7 @@ def load_tensors(
         unused: names and shapes of tensors that must be there too, though the module has no place for them.
 
     Raises:
-        InputError: names every tensor that is missing, has another shape, or has no place in the module.
+        InputError: names every tensor that is missing, has another shape or type, or has no place in the module.
     """
     places = {}
     for path, variable in _variables(module):
@@ -92,7 +92,13 @@ def load_tensors(
         if name in tensors and tensors[name].shape != shape
     ]
     unknown = [name for name in tensors if name not in shapes and not any(rule.ignores(name) for rule in rules)]
-    _refuse(source, {"missing": missing, "of another shape": misshapen, "unknown": unknown})
+    mistyped = [
+        f"{name} {tensors[name].dtype}"
+        for name, (_, variable, _) in places.items()
+        if name in tensors and tensors[name].dtype.kind != np.dtype(variable.dtype).kind
+    ]
+    faults = {"missing": missing, "of another shape": misshapen, "of another type": mistyped, "unknown": unknown}
+    _refuse(source, faults)
     loaded = [
         (path, variable.replace(jnp.asarray(rule.our_layout(tensors[name]), variable.dtype)))
         for name, (path, variable, rule) in places.items()
@@ -138,7 +144,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """Read a file of safetensors, or the `model.safetensors` of a folder; half precision becomes float32.
 
     Raises:
-        InputError: the file is missing or damaged.
+        InputError: the file is missing or damaged, or holds numbers that are not finite in float32.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -150,7 +156,19 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged ({error}); fetch it again.") from error
-    return {name: _single_precision(tensor) for name, tensor in tensors.items()}
+    return _finite(path, {name: _single_precision(tensor) for name, tensor in tensors.items()})
+
+
+def _finite(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    most = np.finfo(np.float32).max
+    faults = [
+        name
+        for name, tensor in tensors.items()
+        if np.issubdtype(tensor.dtype, np.inexact) and not (np.abs(tensor) <= most).all()
+    ]
+    if faults:
+        raise InputError(f"{path} holds numbers that are not finite (in {_listed(faults)}); take other weights.")
+    return tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -186,7 +204,8 @@ def read_torch_tensors(path: Path) -> dict[str, np.ndarray]:
     """Read a state dict that PyTorch saved, with PyTorch's reader that runs no code; floats become float32.
 
     Raises:
-        InputError: PyTorch is not installed, or the file is missing, damaged or holds anything but tensors.
+        InputError: PyTorch is not installed, or the file is missing, damaged or holds anything but tensors of finite
+            numbers.
     """
     try:
         import torch
@@ -201,7 +220,7 @@ def read_torch_tensors(path: Path) -> dict[str, np.ndarray]:
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in pairs):
         raise InputError(f"{path} holds more than tensors; save the model's state_dict() alone.")
     floats = {name: value.float() for name, value in values.items() if value.is_floating_point()}
-    return {name: tensor.detach().numpy() for name, tensor in (values | floats).items()}
+    return _finite(path, {name: tensor.detach().numpy() for name, tensor in (values | floats).items()})
 
 
 def _single_precision(tensor: np.ndarray) -> np.ndarray:

@@ -1,7 +1,5 @@
 """The results of a preparation: a table, the coverage of labels and splits, and the loudness of the clips."""
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +7,7 @@ from pathlib import Path
 
 from clipsep_jax.data_prep.ledger import LedgerLine, reasons
 from clipsep_jax.data_prep.sources.inputs import SPLITS
-from clipsep_jax.files import atomic_write
+from clipsep_jax.files import atomic_write, write_csv
 
 COVERAGE_NAME = "coverage.csv"
 LOUDNESS_NAME = "loudness.png"
@@ -93,13 +91,8 @@ def _name(row: Coverage) -> str:
 
 def write_coverage(path: Path, rows: Sequence[Coverage]) -> None:
     """Write the coverage of all labels as a CSV file."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["label", *SPLITS, "rejected", "hours"])
-    for row in rows:
-        writer.writerow([row.label, *(row.accepted[split] for split in SPLITS), row.rejected, round(row.hours, 4)])
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+    lines = [[row.label, *(row.accepted[split] for split in SPLITS), row.rejected, round(row.hours, 4)] for row in rows]
+    write_csv(path, ["label", *SPLITS, "rejected", "hours"], lines)
 
 
 def plot_loudness(path: Path, ledger: Sequence[LedgerLine]) -> None:

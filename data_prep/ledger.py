@@ -71,6 +71,11 @@ def ledger_line(source: Input, outcome: Record | Rejection) -> LedgerLine:
     )
 
 
+def reject(line: LedgerLine, why: Rejection) -> LedgerLine:
+    """The line of an input whose record turned out to be of no use later."""
+    return LedgerLine(line.input, "rejected", why.reason, why.detail, line.label, line.split)
+
+
 def write_ledger(path: Path, lines: Iterable[LedgerLine]) -> None:
     """Write a ledger, complete or not at all."""
     write_json_lines(path, map(asdict, lines))

@@ -1,13 +1,12 @@
 """Checks that a folder of records is unchanged: every byte of every shard and index."""
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from clipsep_jax.data.record import CorruptRecordError, decode_frame
+from clipsep_jax.data.record import CorruptRecordError
 from clipsep_jax.data.record_set import (
     MANIFEST_NAME,
     RecordSplit,
@@ -18,6 +17,7 @@ from clipsep_jax.data.record_set import (
     tfds_files,
 )
 from clipsep_jax.errors import InputError
+from clipsep_jax.files import sha256_of
 
 
 def verify(folder: Path) -> Iterator[str]:
@@ -36,7 +36,7 @@ def verify(folder: Path) -> Iterator[str]:
         path = folder / name
         if not path.is_file():
             yield f"{path} is missing; restore it or prepare the records again."
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        elif sha256_of(path) != digest:
             yield f"{path} has changed; restore it or prepare the records again."
     for name, content in tfds_files(manifest).items():
         if not (folder / name).is_file() or (folder / name).read_bytes() != content:
@@ -57,17 +57,13 @@ def shard_problems(folder: Path, shard: Shard) -> Iterator[str]:
     lines, intact = [], True
     for number, entry in enumerate(split.entries):
         try:
-            record = split[number]
-            for jpeg in record.frames:
-                decode_frame(jpeg)
-            lines.append(index_line(record, entry.offset, entry.length))
+            lines.append(index_line(split.decoded(number), entry.offset, entry.length))
         except CorruptRecordError as error:
             intact = False
-            yield str(error) if path.name in str(error) else f"{path}: record {number}: {error}"
+            yield str(error)
     if not intact:
         return
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            yield f"{path} does not have the SHA-256 of the manifest; restore it or prepare it again."
+    if sha256_of(path) != shard.sha256:
+        yield f"{path} does not have the SHA-256 of the manifest; restore it or prepare it again."
     if index_path(path).read_bytes() != b"".join(lines):
         yield f"{index_path(path)} disagrees with its shard; restore it or prepare the records again."

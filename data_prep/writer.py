@@ -9,12 +9,11 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -24,13 +23,14 @@ from clipsep_jax.data.record_set import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     Manifest,
+    RecordSplit,
     Shard,
     ShardWriter,
     index_path,
     read_manifest,
     write_manifest,
 )
-from clipsep_jax.data_prep.embed import manifest_in_hand, other_files
+from clipsep_jax.data_prep.embed_set import finish_embedding, other_files
 from clipsep_jax.data_prep.ledger import LEDGER_NAME, LedgerLine, Rejection, ledger_line, reasons, write_ledger
 from clipsep_jax.data_prep.pool import DIED, Outcome, Reader, ReaderPool
 from clipsep_jax.data_prep.sources.inputs import SPLITS, Input, file_size, mark_duplicates
@@ -60,6 +60,27 @@ class Block:
     def part(self) -> Path:
         """The file that marks the block as finished."""
         return self.folder.with_suffix(".json")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What became of a block: its shards by split, and the line of each input in the ledger."""
+
+    shards: dict[str, Shard]
+    ledger: list[LedgerLine]
+
+    @classmethod
+    def read(cls, block: Block) -> "Part | None":
+        """The part of a finished block; None where there is none, or it is damaged."""
+        try:
+            fields = read_json(block.part, "is damaged.", dict)
+            shards = {str(split): Shard(**shard) for split, shard in fields["shards"].items()}
+            part = cls(shards, [LedgerLine(**line) for line in fields["ledger"]])
+        except (FileNotFoundError, InputError, AttributeError, KeyError, TypeError, ValueError):
+            return None
+        named = all(split in SPLITS and shard.name == _staged_name(split) for split, shard in shards.items())
+        same = [line.input for line in part.ledger] == [source.id for source in block.inputs]
+        return part if named and same else None
 
 
 # Reads and writes blocks, given how many inputs are finished already: `PoolRunner` or `data_prep.beam.BeamRunner`.
@@ -134,10 +155,39 @@ def write_records(
 
 
 def _write_unfinished(blocks: Sequence[Block], run: Runner, read: Reader) -> None:
-    unfinished = [block for block in blocks if not block.part.is_file() or _is_worth_another_try(block)]
+    unfinished = _unfinished(blocks)
     if unfinished:
         num_done = sum(len(block.inputs) for block in blocks) - sum(len(block.inputs) for block in unfinished)
         run(unfinished, read, num_done)
+
+
+def _unfinished(blocks: Sequence[Block]) -> list[Block]:
+    """The blocks whose part file or shards are not there whole, and those that are worth another try."""
+    unfinished, counts, all_known = [], Counter[str](), True
+    for block in blocks:
+        part = Part.read(block)
+        if part is None or not _has_shards(block, part, counts if all_known else None) or _may_try_again(block, part):
+            unfinished.append(block)
+        all_known = all_known and part is not None
+        counts.update(list(part.shards) if part else [])  # their splits
+    return unfinished
+
+
+def _has_shards(block: Block, part: "Part", counts: Mapping[str, int] | None) -> bool:
+    """Whether each shard is in the block's folder or, where its number is known, has moved to its final name."""
+    return all(
+        _is_whole(block.folder, shard)
+        or (counts is not None and _is_whole(block.out, replace(shard, name=_final_name(split, counts.get(split, 0)))))
+        for split, shard in part.shards.items()
+    )
+
+
+def _is_whole(folder: Path, shard: Shard) -> bool:
+    try:
+        RecordSplit(folder, "", [shard])
+    except InputError:
+        return False
+    return True
 
 
 def _make_folder(out: Path) -> None:
@@ -159,12 +209,11 @@ def _alone(out: Path) -> Iterator[None]:
         raise InputError(f"Another process is writing to {out}; wait until it ends, or name another folder.") from None
 
 
-def _is_worth_another_try(block: Block) -> bool:
+def _may_try_again(block: Block, part: "Part") -> bool:
     """Whether a run ended with too many rejections, some of which in this block may be the machine's fault."""
     if not (block.out / LEDGER_NAME).is_file() or any(block.out.glob("*.tfrecord")):
         return False
-    lines = _read_part(block)["ledger"]
-    return any(line["reason"] == "timeout" or line["detail"].startswith(DIED) for line in lines)
+    return any(line.reason == "timeout" or line.detail.startswith(DIED) for line in part.ledger)
 
 
 def _fingerprint(inputs: Sequence[Input], reading: str, audio_encoding: str, block_size: int) -> str:
@@ -187,20 +236,33 @@ def _described(source: Input) -> list:
 
 def _claim(out: Path, plan: str) -> Manifest | None:
     """Make `out` ready for a run of this plan; return the manifest if that run is already complete."""
-    finished = manifest_in_hand(out) or (read_manifest(out) if (out / MANIFEST_NAME).is_file() else None)
-    if finished:
+    finish_embedding(out)
+    if (out / MANIFEST_NAME).is_file():
+        finished = read_manifest(out)
         _expect(out, finished.inputs_sha256 == plan)
         _clear(out)
         print(f"{out} already holds the records of these inputs: nothing to read.", file=sys.stderr)
         return finished
     if (out / _PLAN_NAME).is_file():
-        _expect(out, read_json(out / _PLAN_NAME, "is damaged; delete its folder and prepare again.", str) == plan)
+        _check_plan(out, plan)
     elif any(path.suffix != ".partial" for path in out.iterdir()):
         raise InputError(f"{out} holds other files; name an empty or a new folder to write the records to.")
     else:
         write_json(out / _PLAN_NAME, plan, indent=None)
     (out / _PARTS_NAME).mkdir(exist_ok=True)
     return None
+
+
+def _check_plan(out: Path, plan: str) -> None:
+    """Refuse another plan; if it cannot be read, nothing tells what the finished blocks were made from."""
+    try:
+        known = read_json(out / _PLAN_NAME, "is damaged: all inputs are read again.", str)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        shutil.rmtree(out / _PARTS_NAME, ignore_errors=True)
+        write_json(out / _PLAN_NAME, plan, indent=None)
+    else:
+        _expect(out, known == plan)
 
 
 def _expect(out: Path, same: bool) -> None:
@@ -226,30 +288,28 @@ def write_block(block: Block, outcomes: Iterator[Outcome]) -> None:
             lines.append(asdict(ledger_line(source, outcome)))
             if isinstance(outcome, Record):
                 if source.split not in writers:
-                    writer = ShardWriter(block.folder / f"{source.split}.tfrecord", block.audio_encoding)
+                    writer = ShardWriter(block.folder / _staged_name(source.split), block.audio_encoding)
                     writers[source.split] = stack.enter_context(writer)
                 writers[source.split].add(outcome)
     shards = {split: asdict(writer.shard) for split, writer in writers.items()}
     write_json(block.part, {"shards": shards, "ledger": lines}, indent=None)
 
 
-def _read_part(block: Block) -> dict[str, Any]:
-    return read_json(block.part, "is damaged; delete it and run the same command again.", dict)
-
-
 def _finish(blocks: Sequence[Block], plan: str, max_rejected: float, command: Sequence[str]) -> Manifest:
     """Merge the parts into the ledger, the final shards and the manifest."""
     out = blocks[0].out
-    parts = [_read_part(block) for block in blocks]
-    ledger = [LedgerLine(**line) for part in parts for line in part["ledger"]]
+    parts = [part for block in blocks if (part := Part.read(block))]
+    assert len(parts) == len(blocks)
+    ledger = [line for part in parts for line in part.ledger]
     write_ledger(out / LEDGER_NAME, ledger)
     accepted = [line for line in ledger if line.status == "accepted"]
     _check_rejected(out, ledger, len(accepted), max_rejected)
     splits = {}
     for split in SPLITS:
-        found = [(b.folder, p["shards"][split]) for b, p in zip(blocks, parts, strict=True) if split in p["shards"]]
+        found = [(b.folder, p.shards[split]) for b, p in zip(blocks, parts, strict=True) if split in p.shards]
         if found:
-            splits[split] = tuple(_move(folder, Shard(**s), out, number) for number, (folder, s) in enumerate(found))
+            names = [_final_name(split, number) for number in range(len(found))]
+            splits[split] = tuple(_move(*one, out, name) for one, name in zip(found, names, strict=True))
     labels = Counter(line.label for line in accepted if line.label)
     manifest = Manifest(
         counts={"inputs": len(ledger), "accepted": len(accepted), "rejected": len(ledger) - len(accepted)},
@@ -279,11 +339,18 @@ def _check_rejected(out: Path, ledger: Sequence[LedgerLine], num_accepted: int, 
     )
 
 
-def _move(folder: Path, shard: Shard, out: Path, number: int) -> Shard:
+def _staged_name(split: str) -> str:
+    return f"{split}.tfrecord"
+
+
+def _final_name(split: str, number: int) -> str:
+    return f"{split}-{number:05d}.tfrecord"
+
+
+def _move(folder: Path, shard: Shard, out: Path, name: str) -> Shard:
     """Give a shard its final name, unless a stopped run has already done so."""
-    final = replace(shard, name=f"{shard.name.removesuffix('.tfrecord')}-{number:05d}.tfrecord")
-    staged, placed = folder / shard.name, out / final.name
+    staged, placed = folder / shard.name, out / name
     for old, new in ((staged, placed), (index_path(staged), index_path(placed))):
         if old.exists():
             os.replace(old, new)
-    return final
+    return replace(shard, name=name)

@@ -39,6 +39,8 @@ def test_defaults_are_the_official_ones():
         ({"trian": {}}, r"config\.trian is not an option"),
         ({"train": {"steps": 1.5}}, "must be of type int"),
         ({"train": {"steps": True}}, "must be of type int"),
+        ({"optimizer": {"learning_rate": float("inf")}}, r"config\.optimizer\.learning_rate is inf; it must be finite"),
+        ({"objective": {"gamma": float("nan")}}, r"config\.objective\.gamma is nan; it must be finite"),
         ({"train": 3}, "must be a group of options"),
         ({"objective": {"name": "mse"}}, "must be one of 'weighted'"),
         ({"objective": {"name": "noise_invariant"}}, "num_noise_heads of at least 2"),

@@ -1,12 +1,18 @@
+import csv
+import os
+from pathlib import Path
+
 import pytest
 
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import (
     atomic_write,
     encode_json,
+    move_all,
     read_json,
     read_json_lines,
     staged_folder,
+    write_csv,
     write_json,
     write_json_lines,
 )
@@ -71,20 +77,35 @@ def test_a_staged_folder_gives_its_files_and_folders(tmp_path):
     assert (tmp_path / "out" / "folder" / "inner").read_text() == "inner"
 
 
-def test_a_scratch_folder_that_is_kept_serves_the_next_run(tmp_path):
-    kept = tmp_path / "work"
+def test_all_files_of_a_folder_move_and_the_last_one_after_the_others(tmp_path, monkeypatch):
+    work, moved, replace = tmp_path / "work", [], os.replace
+    work.mkdir()
+    for name in ("first", "second", "third"):
+        (work / name).write_text(name)
+    (work / "torn.partial").write_text("half")  # what a killed process left
 
-    def fail() -> None:
-        with staged_folder(tmp_path, kept=kept):
-            (kept / "first").write_text("first")
-            (kept / "torn.partial").write_text("half")
+    def fail_at_the_second(old: Path, new: Path) -> None:
+        if len(moved) == 1:
             raise KeyboardInterrupt
+        moved.append(old.name)
+        replace(old, new)
 
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert [path.name for path in tmp_path.iterdir()] == ["work"]
-    with staged_folder(tmp_path, kept=kept) as staging:
-        assert (staging / "first").read_text() == "first"
-        (staging / "second").write_text("second")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second", "work"]
-    assert [path.name for path in kept.iterdir()] == ["torn.partial"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            move_all(work, tmp_path, last="first")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["second", "work"]
+    move_all(work, tmp_path, last="first")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second", "third", "work"]
+    assert [path.name for path in work.iterdir()] == ["torn.partial"]
+    assert (tmp_path / "first").read_text() == "first"
+
+
+def test_cells_of_a_table_are_no_formulas(tmp_path):
+    names = ["=1+1", "+a", "-b", "@c", "\t=d", "\r=e", "f=g", "", "\udcff"]
+    write_csv(tmp_path / "table.csv", ["label", "number"], [[name, -1.5] for name in names])
+    with (tmp_path / "table.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["label", "number"]
+    assert [row[0] for row in rows[1:]] == [f"'{name}" for name in names[:6]] + names[6:]
+    assert {row[1] for row in rows[1:]} == {"-1.5"}

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.numpy import save_file
@@ -13,7 +14,7 @@ from safetensors.numpy import save_file
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import staged_folder
 from clipsep_jax.hub import MODEL_FILES, copy_folder, resolve_model_folder
-from clipsep_jax.tensors import CONV, LINEAR, Rule, export_tensors, load_tensors, read_tensors
+from clipsep_jax.tensors import CONV, LINEAR, Rule, export_tensors, load_tensors, read_tensors, read_torch_tensors
 
 RULES = (
     Rule("blocks.{i}.position_ids", None),
@@ -89,6 +90,26 @@ def test_load_names_all_faults_at_once_and_changes_nothing():
     assert "unknown: head.weight, blocks.7.fc.bias" in message
     for name, tensor in export_tensors(module, RULES).items():
         np.testing.assert_array_equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16, np.bool_, np.complex64])
+def test_no_number_of_another_kind_becomes_a_weight(dtype):
+    tensors = published() | {"norm.bias": np.ones(3, dtype)}
+    with pytest.raises(InputError, match=f"of another type: norm.bias {np.dtype(dtype)}"):
+        load_tensors(small(), tensors, RULES, "a file")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt"])
+def test_weights_that_are_not_finite_are_named(tmp_path, name, value):
+    tensors = published() | {"norm.bias": np.array([0, value, 0])}
+    if name.endswith("pt"):
+        torch.save({name: torch.tensor(tensor) for name, tensor in tensors.items()}, tmp_path / name)
+    else:
+        save_file(tensors, tmp_path / name)
+    read = read_torch_tensors if name.endswith("pt") else read_tensors
+    with pytest.raises(InputError, match=rf"{name} holds numbers that are not finite \(in norm\.bias\)"):
+        read(tmp_path / name)
 
 
 def test_a_long_list_of_faults_is_counted():

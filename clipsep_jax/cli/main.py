@@ -4,6 +4,7 @@ import argparse
 import errno
 import importlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from clipsep_jax.cli.compile_cache import keep_compiled_programs
 
     try:
-        _quiet_orbax()
+        _quiet_libraries()
         with _plain_warnings():
             keep_compiled_programs()
             return options.run(options, overrides) or 0
@@ -77,8 +78,9 @@ _DESCRIPTION = "Text-queried sound separation, learned from noisy unlabeled vide
 
 
 @cache
-def _quiet_orbax() -> None:
-    """Silences Orbax's log of every save, and its extra report of errors that it raises anyway."""
+def _quiet_libraries() -> None:
+    """Silences Orbax's log of saves and second report of errors, and transformers' advice."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     show = sys.unraisablehook

@@ -176,13 +176,21 @@ def _add_embed_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("records", type=Path, metavar="RECORDS", help="folder of records")
     parser.add_argument("--encoder", required=True, metavar="KIND:MODEL", help="clip:MODEL or resnet18:MODEL")
     parser.add_argument("--drop-frames", action="store_true", help="keep only the embeddings, not the pictures")
+    parser.add_argument(
+        "--leave-out-damaged", action="store_true", help="go on without records that cannot be read (default: stop)"
+    )
 
 
 def _embed(options: argparse.Namespace, _: Sequence[str]) -> None:
-    from clipsep_jax.data_prep.embed import embed_record_set
+    from clipsep_jax.data_prep.embed_set import embed_record_set
     from clipsep_jax.encoders.registry import load_encoder
 
-    manifest = embed_record_set(options.records, load_encoder(options.encoder), drop_frames=options.drop_frames)
+    manifest = embed_record_set(
+        options.records,
+        load_encoder(options.encoder),
+        drop_frames=options.drop_frames,
+        leave_out_damaged=options.leave_out_damaged,
+    )
     assert manifest.encoder is not None
     print(f"{options.records} holds embeddings of size {manifest.encoder.query_size} by {manifest.encoder.name}.")
 
@@ -255,7 +263,7 @@ def _prepare_videos(options: argparse.Namespace, inputs: "list[Input]") -> None:
 def _prepare(options: argparse.Namespace, inputs: "list[Input]", read: "Reader", reading: str) -> None:
     """What all sources have in common."""
     from clipsep_jax.data_prep.coverage import summary
-    from clipsep_jax.data_prep.embed import embed_record_set, manifest_in_hand
+    from clipsep_jax.data_prep.embed_set import embed_record_set
     from clipsep_jax.data_prep.ledger import LEDGER_NAME, read_ledger
     from clipsep_jax.data_prep.writer import write_records
 
@@ -277,8 +285,6 @@ def _prepare(options: argparse.Namespace, inputs: "list[Input]", read: "Reader",
         )
         if encoder:
             embed_record_set(options.out, encoder)
-        elif manifest_in_hand(options.out):
-            raise InputError(f"{options.out} is half embedded; finish that with --clip or `clipsep prepare embed`.")
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; run the same command again to resume") from None
     print(summary(read_ledger(options.out / LEDGER_NAME)))

@@ -182,5 +182,5 @@ def decode_frame(jpeg: bytes) -> UInt8[np.ndarray, "H W 3"]:
                 raise CorruptRecordError(message, "a picture is too large")
             return np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        message = f"A stored picture is not a readable JPEG: {error}."
+        message = "A stored picture is not a readable JPEG."
         raise CorruptRecordError(message, "a picture is not a readable JPEG") from error

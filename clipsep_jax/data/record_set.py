@@ -18,12 +18,13 @@ from clipsep_jax.data.record import (
     FRAMES_PER_SECOND,
     CorruptRecordError,
     Record,
+    decode_frame,
     decode_record,
     encode_record,
 )
 from clipsep_jax.data.tfrecord import FRAMING_BYTES, framed, unframed
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import atomic_write, encode_json, read_json, read_json_lines, write_json
+from clipsep_jax.files import atomic_write, encode_json, is_file_name, read_json, read_json_lines, write_json
 
 SCHEMA_VERSION = 2
 
@@ -166,12 +167,22 @@ class RecordSplit:
             CorruptRecordError: its bytes changed since they were written.
             IndexError: there is no such record.
         """
+        return self._read(index, self._with_frames, decode=False)
+
+    def decoded(self, index: int) -> Record:
+        """Read one record whose pictures are decoded too, to check them; see `__getitem__`."""
+        return self._read(index, with_frames=True, decode=True)
+
+    def _read(self, index: int, with_frames: bool, decode: bool) -> Record:
         entry = self.entries[index]
         with (self.folder / entry.shard).open("rb", buffering=0) as file:
             data = os.pread(file.fileno(), entry.length + FRAMING_BYTES, entry.offset)
         where = f"{self.folder / entry.shard}: record {entry.number}"
         try:
-            return decode_record(unframed(data, entry.length), with_frames=self._with_frames)
+            record = decode_record(unframed(data, entry.length), with_frames=with_frames)
+            for jpeg in record.frames if decode else ():
+                decode_frame(jpeg)
+            return record
         except CorruptRecordError as error:
             raise CorruptRecordError(f"{where}: {error}", error.reason) from error
         except ValueError as error:
@@ -253,8 +264,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _manifest(fields: dict[str, Any]) -> Manifest:
     splits = {name: tuple(Shard(**shard) for shard in split["shards"]) for name, split in fields["splits"].items()}
-    if any(Path(shard.name).name != shard.name for shards in splits.values() for shard in shards):
-        raise ValueError("a shard lies outside the folder")
+    names = [shard.name for shards in splits.values() for shard in shards]
+    if not all(map(is_file_name, [*names, *fields["other_files"]])):
+        raise ValueError("a file lies outside the folder")
     return Manifest(
         counts=dict(fields["counts"]),
         labels=dict(fields["labels"]),

@@ -23,15 +23,14 @@ def prepare_own_videos(videos: Path, out: Path, labels: Path | None, clip: str |
     Raises:
         InputError: the videos or labels cannot be used.
     """
-    from clipsep_jax.data_prep.embed import embed_record_set, manifest_in_hand
+    from clipsep_jax.data_prep.embed_set import embed_record_set
     from clipsep_jax.data_prep.sources.videos import find_videos, read_video
     from clipsep_jax.data_prep.writer import PoolRunner, write_records
 
     write_records(find_videos(videos, labels), read_video, out, run=PoolRunner(os.cpu_count() or 1), max_rejected=1.0)
     if clip is None:
         clip = str(out.with_name("encoder"))
-        if not manifest_in_hand(out):  # else already half embedded by it
-            _train_mini_clip(RecordSet(out), Path(clip))
+        _train_mini_clip(RecordSet(out), Path(clip))
     embed_record_set(out, load_encoder(clip))
 
 

@@ -1,6 +1,5 @@
 """CLIP as a frozen encoder of pictures and texts, read from and written as Hugging Face folders."""
 
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from clipsep_jax.encoders.base import Encoder
 from clipsep_jax.encoders.clip_network import ACTIVATIONS, CLIP_RULES, Clip, ClipConfig, TextConfig, VisionConfig
 from clipsep_jax.encoders.pixels import PictureConfig
 from clipsep_jax.errors import InputError, InputWarning
-from clipsep_jax.files import read_json, staged_folder, write_json
+from clipsep_jax.files import read_json, sha256_of, staged_folder, write_json
 from clipsep_jax.hub import CONFIG_FILE, PICTURES_FILE, resolve_model_folder
 from clipsep_jax.tensors import WEIGHTS_FILE, export_tensors, load_tensors, read_tensors, write_tensors
 
@@ -53,8 +52,7 @@ class ClipEncoder(Encoder):
     @cached_property
     def sha256(self) -> str:
         """Hash of the weights' file."""
-        with (self.folder / WEIGHTS_FILE).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(self.folder / WEIGHTS_FILE)
 
     @cached_property
     def tokenizer(self) -> Any:

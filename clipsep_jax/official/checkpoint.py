@@ -241,7 +241,11 @@ def _read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     tensors = read_tensors(path) if path.suffix == ".safetensors" else read_torch_tensors(path)
     if not tensors:
         raise InputError(f"{path} holds no tensors; give the state dict of an official model.")
-    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    named = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    twice = [name for name in named if name in tensors and f"module.{name}" in tensors]
+    if twice:
+        raise InputError(f"{path} holds {twice[0]} with and without `module.`; save the model's state_dict() alone.")
+    return named
 
 
 def _config(sizes: dict[str, int], system: str, arguments: TrainArgs) -> Config:

@@ -24,6 +24,8 @@ def read_table(labels: Path, vectors: Path) -> "EmbeddingTable":
     try:
         names = tuple(line.strip() for line in labels.read_text("utf-8").splitlines() if line.strip())
         array = np.load(vectors, allow_pickle=False)
+        if array.dtype.kind != "f":
+            raise ValueError(f"the vectors are {array.dtype}, not float32")
         return EmbeddingTable(names, np.asarray(array, np.float32, copy=True))
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} does not exist; see docs/sentences.md for how to make it.") from error
@@ -36,7 +38,7 @@ class EmbeddingTable:
     """One embedding per label.
 
     Raises:
-        ValueError: labels repeat, or their number is not that of the vectors.
+        ValueError: labels repeat, their number is not that of the vectors, or a vector is not finite.
     """
 
     labels: tuple[str, ...]
@@ -45,6 +47,8 @@ class EmbeddingTable:
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or not len(set(self.labels)) == len(self.labels) == len(self.vectors):
             raise ValueError("an embedding table needs one vector for each of its labels, all different")
+        if not np.isfinite(self.vectors).all():
+            raise ValueError("its vectors are not finite")
 
     @cached_property
     def _rows(self) -> dict[str, int]:

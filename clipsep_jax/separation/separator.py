@@ -134,7 +134,8 @@ class Separator:
             progress: show a bar on stderr.
 
         Raises:
-            InputError: the recording is empty or holds values that are not finite, or a query does not suit the model.
+            InputError: the recording is empty or holds values that are not finite, a query does not suit the model, or
+                its stems are not finite.
         """
         if not len(waveform) or not np.isfinite(waveform).all():
             raise InputError("The recording is empty or holds values that are not finite; give one with sound.")
@@ -146,6 +147,8 @@ class Separator:
 
         chunk, num_stems = self.config.spectrogram.num_samples, len(queries) or self.config.model.num_learned_queries
         stems = separate_in_chunks(waveform, chunk, num_stems, separate, progress=progress)
+        if not np.isfinite(stems).all():
+            raise InputError(f"{self.model_dir.folder} gives sounds that are not finite here; take another model.")
         return Separation(stems, (waveform - stems.sum(axis=0)).astype(np.float32))
 
 

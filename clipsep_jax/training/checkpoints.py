@@ -1,7 +1,6 @@
 """Checkpoints of a training run: Orbax, checksums of every file, and the config that they belong to."""
 
 import errno
-import hashlib
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from clipsep_jax.config import Config, differences
 from clipsep_jax.errors import InputError, InputWarning
-from clipsep_jax.files import read_json, write_json
+from clipsep_jax.files import read_json, sha256_of, write_json
 from clipsep_jax.models.clipsep import own_layout, stored_layout
 from clipsep_jax.old_options import names_today
 from clipsep_jax.training.devices import first_process_alone
@@ -231,11 +230,7 @@ class Checkpoints:
 
 def _checksums(folder: Path) -> dict[str, str]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS_NAME)
-    sums = {}
-    for path in paths:
-        with path.open("rb") as file:
-            sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
 
 
 def _free_name(path: Path) -> Path:

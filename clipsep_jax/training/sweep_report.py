@@ -1,10 +1,8 @@
 """The report of a sweep: a row per member, the figures of the ablation, a page."""
 
-import csv
 import html
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import atomic_write, read_json
+from clipsep_jax.files import read_json, write_csv
 from clipsep_jax.metrics import METRICS
 from clipsep_jax.model_dir import open_model_dir
 from clipsep_jax.pages import finish_axes, html_image, html_table, plot_curve, save_figure, write_page
@@ -63,12 +61,7 @@ def _given_up(workdir: Path) -> str:
 
 def write_report(workdir: Path, options: Sequence[str], rows: Sequence[Row]) -> Path:
     """Writes sweep.csv, the figures and sweep.html; returns the page's path."""
-    text = StringIO()
-    writer = csv.DictWriter(text, _names(rows), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with atomic_write(workdir / "sweep.csv") as file:
-        file.write(text.getvalue().encode())
+    write_csv(workdir / "sweep.csv", _names(rows), [[row.get(name, "") for name in _names(rows)] for row in rows])
     figures = {"noise_activation": noise_figure(options, rows)}
     figures |= {metric: score_figure(metric, options, rows) for metric in METRICS}
     curves = _curves({str(row["member"]): read_metrics(workdir / str(row["member"])) for row in rows})

@@ -1,5 +1,7 @@
 """Commands as a user types them: good input, bad input, exit codes, nothing half-written."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,16 @@ def test_a_long_query_is_cut_and_said_so(trained, wav, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_only_our_own_sentences_reach_the_user(trained, wav, tmp_path):
+    """Where PyTorch is not installed, transformers would advise to install it."""
+    arguments = ["separate", str(wav), "--model", str(trained), "--query", "buzz", "--out", str(tmp_path / "out")]
+    code = "import sys; sys.modules['torch'] = None; from clipsep_jax.cli.main import main; "
+    code += f"sys.exit(main({arguments}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
 def test_evaluate_prints_a_table(trained, clip_records, tmp_path, capsys):
     arguments = ["--records", str(clip_records), "--num-mixtures", "4", "--out", str(tmp_path / "scores")]
     assert main(["evaluate", "--model", str(trained), *arguments]) == 0
@@ -119,6 +131,10 @@ def test_table_of_sentences_is_made_from_labels_and_vectors(tmp_path, capsys):
     np.testing.assert_array_equal(EmbeddingTable.load(out).lookup("cat"), np.eye(2, 5, dtype=np.float32)[1])
     np.save(vectors, np.eye(3))
     assert "one vector for each" in refuses(capsys, "prepare", "table", str(labels), str(vectors), "--out", str(out))
+    for wrong in (np.full((2, 3), np.nan), np.full((2, 3), np.inf), np.ones((2, 3), int), np.ones((2, 3), complex)):
+        np.save(vectors, wrong)
+        told = refuses(capsys, "prepare", "table", str(labels), str(vectors), "--out", str(out))
+        assert "do not make a table" in told
     np.save(vectors, np.array([{}, {}]), allow_pickle=True)
     assert "do not make a table" in refuses(capsys, "prepare", "table", str(labels), str(vectors), "--out", str(out))
 

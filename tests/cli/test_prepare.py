@@ -17,7 +17,7 @@ from clipsep_jax.separation.separator import Separator
 from clipsep_jax.training.loop import train
 from tests.data_prep.fakes import files_of
 from tests.data_prep.made_media import grey_pictures, make_video, tone
-from tests.small import small_config
+from tests.small import QUERY_SIZE, small_config
 
 
 @pytest.fixture
@@ -167,24 +167,28 @@ def test_a_ledger_without_lines_has_a_report(command, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_half_embedded_folder_is_told_how_to_finish(command, tmp_path, monkeypatch, clip_folder):
+def test_records_stay_whole_while_they_are_embedded(command, tmp_path, monkeypatch, clip_folder):
     (tmp_path / "videos").mkdir()
     make_video(tmp_path / "videos" / "a.mp4", tone(2.0), grey_pictures(20))
     arguments = ("videos", tmp_path / "videos", "--out", tmp_path / "out")
     assert command(*arguments)[0] == 0
 
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("clipsep_jax.data_prep.embed.embed_records", stop)
+        patch.setattr("clipsep_jax.data_prep.embed_set.embed_records", stop)
         code, _, error = command(*arguments, "--clip", clip_folder)
     assert (code, error) == (130, "clipsep: interrupted; run the same command again to resume.")
-    code, _, error = command(*arguments)
-    assert (code, "is half embedded; finish that with --clip or `clipsep prepare embed`" in error) == (2, True)
-    assert "finish `clipsep prepare embed`" in command("verify", tmp_path / "out")[2]
-    assert command(*arguments, "--clip", clip_folder)[0] == 0
+    assert command(*arguments)[0] == 0
     assert command("verify", tmp_path / "out")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("clipsep_jax.data_prep.embed_set.move_all", stop)  # when some files are new and some are old
+        assert command(*arguments, "--clip", clip_folder)[0] == 130
+    assert "finish `clipsep prepare embed`" in command("verify", tmp_path / "out")[2]
+    assert command(*arguments)[0] == 0
+    assert command("verify", tmp_path / "out")[0] == 0
+    assert RecordSet(tmp_path / "out").query_size == QUERY_SIZE
 
 
 @pytest.mark.parametrize("module", ["apache_beam", "yt_dlp"])

@@ -227,8 +227,12 @@ def test_a_bad_manifest_is_an_input_error(tmp_path, change, words):
         RecordSet(tmp_path)
 
 
-def test_a_manifest_cannot_name_files_elsewhere(tmp_path):
-    write_set(tmp_path, splits={"train": (Shard("../secret", 1, 1, "00"),)})
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "", ".", "..", "a\0b"])
+@pytest.mark.parametrize("field", ["splits", "other_files"])
+def test_a_manifest_cannot_name_files_elsewhere(tmp_path, field, name):
+    write_set(
+        tmp_path, **{field: {"splits": {"train": (Shard(name, 1, 1, "00"),)}, "other_files": {name: "00"}}[field]}
+    )
     with pytest.raises(InputError, match="not a manifest"):
         RecordSet(tmp_path)
 

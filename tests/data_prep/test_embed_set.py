@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,19 @@ import numpy as np
 import pytest
 
 from clipsep_jax.data.record import CorruptRecordError, Record, decode_record, encode_record
-from clipsep_jax.data.record_set import EncoderInfo, RecordSet, RecordSplit, read_manifest
-from clipsep_jax.data_prep.embed import embed_record_set, embed_records, label_table
+from clipsep_jax.data.record_set import (
+    EncoderInfo,
+    RecordSet,
+    RecordSplit,
+    read_manifest,
+    write_manifest,
+    write_shard,
+)
+from clipsep_jax.data_prep import embed_set
+from clipsep_jax.data_prep.embed import embed_records, label_table
+from clipsep_jax.data_prep.embed_set import embed_record_set
+from clipsep_jax.data_prep.ledger import read_ledger
+from clipsep_jax.data_prep.verify import verify
 from clipsep_jax.data_prep.writer import PoolRunner, write_records
 from clipsep_jax.encoders.base import NoTextError
 from clipsep_jax.encoders.clip import load_clip
@@ -218,20 +230,16 @@ def test_a_rerun_embeds_only_what_is_missing(records, monkeypatch):
     assert len(calls) == num_shards + 1  # one batch holds a shard, and one was in vain
 
 
-def test_a_half_done_set_is_finished_only_as_it_was_begun(records, monkeypatch):
+def test_a_stopped_run_leaves_the_old_set_and_gives_way_to_another(records, tmp_path, monkeypatch, capsys):
+    other = shutil.copytree(records, tmp_path / "other")
+    before = [encode_record(record) for record in read_all(records)]
     assert not finishes(20, monkeypatch, records, PlacedEncoder(), drop_frames=True)
-    before = files_of(records)
-    with pytest.raises(InputError, match="no complete records"):
-        RecordSet(records)
-    for encoder, options in [
-        (FakeEncoder(), {"drop_frames": True}),
-        (PlacedEncoder(), {}),
-        (PlacedEncoder(), {"drop_frames": True, "batch_size": 5}),
-    ]:
-        with pytest.raises(InputError, match="is half embedded with another encoder or options; finish"):
-            embed_record_set(records, encoder, **options)
-    assert files_of(records) == before
-    embed_record_set(records, PlacedEncoder(), drop_frames=True)
+    assert [encode_record(record) for record in read_all(records)] == before
+    assert list(verify(records)) == []
+    embed_record_set(records, FakeEncoder())
+    assert "is of an unfinished run with other options: started anew" in capsys.readouterr().err
+    embed_record_set(other, FakeEncoder())
+    assert files_of(records) == files_of(other)
 
 
 def test_records_whose_pictures_were_dropped_are_refused(records):
@@ -263,17 +271,72 @@ def test_a_failing_text_tower_is_known_before_a_file_is_touched(records):
     assert files_of(records) == before
 
 
-def test_after_damage_is_repaired_the_run_goes_on(records, plain, tmp_path):
-    path = records / "train-00001.tfrecord"
+def flip(path: Path) -> bytes:
+    """Change some bytes of a shard's last record; gives what was there."""
     good = path.read_bytes()
     path.write_bytes(good[:-100] + bytes(100))
-    with pytest.raises(CorruptRecordError, match=r"train-00001\.tfrecord: record \d is damaged"):
+    return good
+
+
+def spoil_pictures(folder: Path, *ids: str) -> None:
+    """Give some records a picture that is none, under a right checksum."""
+    manifest, splits = read_manifest(folder), {}
+    for name, shards in manifest.splits.items():
+        new = []
+        for shard in shards:
+            old = list(RecordSplit(folder, name, [shard]))
+            spoilt = [replace(record, frames=(b"J",) * len(record.frames)) for record in old]
+            pairs = zip(old, spoilt, strict=True)
+            new.append(write_shard(folder / shard.name, [bad if bad.id in ids else good for good, bad in pairs]))
+        splits[name] = tuple(new)
+    write_manifest(folder, replace(manifest, splits=splits))
+
+
+@pytest.mark.parametrize("kind", ["flipped", "no picture"])
+def test_damage_stops_the_run_with_every_name_and_changes_nothing(records, plain, tmp_path, capsys, kind):
+    ids = [RecordSet(records).split(name)[-1].id for name in ("train", "test")]
+    if kind == "flipped":
+        paths = [sorted(records.glob(f"{split}-*.tfrecord"))[-1] for split in ("train", "test")]
+        good = [flip(path) for path in paths]
+    else:
+        spoil_pictures(records, *ids)
+    before = files_of(records)
+    with pytest.raises(InputError, match=r"2 records are damaged, named above, and nothing was changed"):
         embed_record_set(records, FakeEncoder())
-    path.write_bytes(good)
-    embed_record_set(records, FakeEncoder())
-    other = shutil.copytree(plain, tmp_path / "other")
-    embed_record_set(other, FakeEncoder())
-    assert files_of(records) == files_of(other)
+    told = capsys.readouterr().err
+    for split in ("train", "test"):
+        assert re.search(rf"{records}/{split}-\d+\.tfrecord: record \d", told), told
+    assert "BytesIO" not in told
+    assert {name: data for name, data in files_of(records).items() if not name.startswith("embedding.")} == before
+    if kind == "flipped":
+        for path, data in zip(paths, good, strict=True):
+            path.write_bytes(data)
+        embed_record_set(records, FakeEncoder())
+        other = shutil.copytree(plain, tmp_path / "other")
+        embed_record_set(other, FakeEncoder())
+        assert files_of(records) == files_of(other)
+
+
+@pytest.mark.parametrize("kind", ["flipped", "no picture"])
+def test_damaged_records_are_left_out_on_request(records, plain, kind):
+    lost = RecordSet(records).split("train")[-1]
+    if kind == "flipped":
+        flip(sorted(records.glob("train-*.tfrecord"))[-1])
+    else:
+        spoil_pictures(records, lost.id)
+    with pytest.raises(InputError, match="1 records are damaged"):
+        embed_record_set(records, FakeEncoder())
+    manifest = embed_record_set(records, FakeEncoder(), leave_out_damaged=True)
+    assert [record.id for record in read_all(records)] == [r.id for r in read_all(plain) if r.id != lost.id]
+    assert list(verify(records)) == []
+    old = read_manifest(plain)
+    assert manifest.counts == old.counts | {
+        name: old.counts[name] + n for name, n in (("accepted", -1), ("rejected", 1))
+    }
+    assert sum(manifest.labels.values()) == sum(old.labels.values()) - 1
+    (line,) = [line for line in read_ledger(records / "ledger.jsonl") if line.reason == "damaged"]
+    assert (line.input, line.status, line.label) == (lost.id, "rejected", lost.label)
+    assert "record" in line.detail
 
 
 @pytest.mark.parametrize("num_frames", [1, 4])
@@ -287,6 +350,39 @@ def test_a_record_of_embeddings_alone_knows_how_many_pictures_there_were(num_fra
     more = replace(record, frames=(b"J",) * (num_frames + 1), frame_embeddings=None)
     with pytest.raises(CorruptRecordError, match=f"{num_frames} embeddings for {num_frames + 1} pictures"):
         decode_record(encode_record(record) + encode_record(more))  # messages that follow one another are merged
+
+
+def test_what_an_earlier_version_left_is_given_back_or_refused(records, plain):
+    """It moved the manifest away, and then replaced the shards one by one."""
+    (records / "embedding.partial").mkdir()
+    for name in ("manifest.json", "options.json"):
+        (records / "embedding.partial" / name).write_bytes((records / "manifest.json").read_bytes())
+    (records / "manifest.json").unlink()
+    half = shutil.copytree(records, records.with_name("half"))
+    embed_record_set(records, FakeEncoder())
+    other = shutil.copytree(plain, records.with_name("other"))
+    embed_record_set(other, FakeEncoder())
+    assert files_of(records) == files_of(other)
+    for name in ("train-00000.tfrecord", "train-00000.tfrecord.index.jsonl"):
+        shutil.copy(other / name, half / name)
+    before = files_of(half)
+    with pytest.raises(InputError, match="was left half embedded by an earlier version; prepare the records anew"):
+        embed_record_set(half, FakeEncoder())
+    assert files_of(half) == before
+
+
+def test_a_record_that_is_restored_meanwhile_is_not_left_out(records, plain, tmp_path, monkeypatch):
+    path = sorted(records.glob("train-*.tfrecord"))[0]
+    good = flip(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_set, "write_manifest", lambda *_: 1 / 0)  # all shards are written
+        with pytest.raises(ZeroDivisionError):
+            embed_record_set(records, FakeEncoder(), leave_out_damaged=True)
+    path.write_bytes(good)
+    embed_record_set(records, FakeEncoder(), leave_out_damaged=True)
+    other = shutil.copytree(plain, tmp_path / "other")
+    embed_record_set(other, FakeEncoder())
+    assert files_of(records) == files_of(other)
 
 
 def test_the_work_folder_is_gone_and_the_manifest_tells_the_hashes(records):

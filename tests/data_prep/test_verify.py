@@ -11,7 +11,7 @@ import pytest
 
 from clipsep_jax.data.record import CorruptRecordError
 from clipsep_jax.data.record_set import RecordSet, read_manifest, write_manifest
-from clipsep_jax.data_prep.embed import embed_record_set
+from clipsep_jax.data_prep.embed_set import embed_record_set
 from clipsep_jax.data_prep.verify import verify
 from clipsep_jax.data_prep.writer import PoolRunner, write_records
 from clipsep_jax.errors import InputError

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 
 from clipsep_jax.data.record import Record
 from clipsep_jax.data.record_set import RecordSet
+from clipsep_jax.data_prep import writer
 from clipsep_jax.data_prep.ledger import Rejection, read_ledger
 from clipsep_jax.data_prep.pool import ReaderPool
 from clipsep_jax.data_prep.sources.inputs import Input
@@ -81,6 +83,76 @@ def test_a_rerun_goes_on_after_the_last_finished_block(tmp_path, number):
     now = {path.stat().st_ino: path.stat().st_mtime_ns for path in out.iterdir()}
     assert finished.items() <= now.items()
     assert files_of(out) == files_of(tmp_path / "whole")
+
+
+def lose_shard(out: Path) -> None:
+    next((out / "parts").rglob("train.tfrecord")).unlink()
+
+
+def lose_index(out: Path) -> None:
+    next((out / "parts").rglob("train.tfrecord.index.jsonl")).unlink()
+
+
+def cut_shard(out: Path) -> None:
+    path = next((out / "parts").rglob("train.tfrecord"))
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def name_elsewhere(out: Path) -> None:
+    path = out / "parts" / "00000.json"
+    fields = json.loads(path.read_text())
+    fields["shards"]["train"]["name"] = "../00001/train.tfrecord"
+    path.write_text(json.dumps(fields))
+
+
+def spoil(name: str, data: bytes):
+    def change(out: Path) -> None:
+        (out / name).write_bytes(data)
+
+    return change
+
+
+DAMAGES = {
+    "no shard": lose_shard,
+    "no index": lose_index,
+    "half a shard": cut_shard,
+    "empty part": spoil("parts/00000.json", b""),
+    "half a part": spoil("parts/00000.json", b'{"shards": {"train": {"name": "tr'),
+    "part of another form": spoil("parts/00000.json", b'{"shards": [], "ledger": [{"input": 3}]}'),
+    "list for a part": spoil("parts/00000.json", b"[]"),
+    "part of other inputs": spoil("parts/00000.json", b'{"shards": {}, "ledger": []}'),
+    "part that names a file elsewhere": name_elsewhere,
+    "deep part": spoil("parts/00000.json", b"[" * 100_000),
+    "empty plan": spoil("plan.json", b""),
+    "half a plan": spoil("plan.json", b'"ab'),
+    "number for a plan": spoil("plan.json", b"3"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_block_is_read_again(tmp_path, damage):
+    write(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "out", read=stop_at(9))
+    DAMAGES[damage](tmp_path / "out")
+    write(tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_a_shard_that_is_lost_while_the_run_finishes_is_written_again(tmp_path, monkeypatch):
+    write(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "write_manifest", raise_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "out")
+    for path in sorted((tmp_path / "out").glob("train-*.tfrecord"))[::2]:
+        path.unlink()
+    write(tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def raise_interrupt(*_) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):

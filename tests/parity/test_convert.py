@@ -244,6 +244,14 @@ def test_the_tensor_that_hides_a_size_is_named(system, lost, fault, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+def test_a_name_with_and_without_its_prefix_is_refused(tmp_path):
+    state = random_module(model_config("clipsep")).state_dict()
+    torch.save(state | {f"module.{name}": tensor + 1 for name, tensor in state.items()}, tmp_path / "x.pt")
+    with pytest.raises(InputError, match=r"x\.pt holds \S+ with and without `module\.`"):
+        import_torch(tmp_path / "x.pt", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 class Malicious:
     def __init__(self, path):
         self.path = path

@@ -23,6 +23,7 @@ from clipsep_jax.separation.chunks import chunk_starts, triangle
 from clipsep_jax.separation.separator import Separator
 from clipsep_jax.sound_files import write_sound
 from clipsep_jax.spectrogram import istft, log_warped_magnitude, stft, unwarp
+from clipsep_jax.tensors import read_metadata, read_tensors, write_tensors
 from clipsep_jax.training.loop import train
 from tests.small import QUERY_SIZE, small_config
 
@@ -187,9 +188,35 @@ def edit_config(**changes):
     return change
 
 
+def set_weights(value: float, dtype: type = np.float32):
+    """All weights become one number."""
+
+    def change(path):
+        metadata = read_metadata(path)
+        write_tensors(path, {n: np.full_like(x, value, dtype) for n, x in read_tensors(path).items()}, metadata)
+
+    return change
+
+
+def test_sounds_that_are_not_finite_are_never_written(trained, tmp_path, capsys):
+    folder = corrupted(trained, tmp_path, "model.safetensors", set_weights(3e38))
+    write_sound(tmp_path / "in.wav", noise(5000), 16_000)
+    arguments = ["separate", str(tmp_path / "in.wav"), "--model", str(folder), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--query", "a buzz"]) == 2
+    assert "gives sounds that are not finite" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*"))
+    with pytest.raises(ValueError, match="not finite"):
+        write_sound(tmp_path / "out.wav", np.float32([0, np.nan]), 16_000)
+    assert not (tmp_path / "out.wav").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
+        ("model.safetensors", set_weights(np.nan), "holds numbers that are not finite"),
+        ("model.safetensors", set_weights(-np.inf), "holds numbers that are not finite"),
+        ("model.safetensors", set_weights(1, np.int64), "of another type"),
+        ("query_encoder/model.safetensors", set_weights(np.nan), "query_encoder/model.safetensors holds numbers"),
         ("model.safetensors", lambda p: p.unlink(), "holds no trained model"),
         ("model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:100]), "damaged"),
         ("config.json", lambda p: p.write_text("{}"), "not the config of a clipsep model"),
@@ -200,8 +227,9 @@ def edit_config(**changes):
     ],
 )
 def test_damaged_model_directories_are_refused(trained, tmp_path, name, change, message):
+    folder = corrupted(trained, tmp_path, name, change)
     with pytest.raises(InputError, match=message):
-        Separator.load(corrupted(trained, tmp_path, name, change))
+        Separator.load(folder).embed(["a buzz"])
 
 
 def test_an_encoder_of_another_size_is_refused(separator):

@@ -12,7 +12,7 @@ import numpy as np
 
 from clipsep_jax.data.record import Record, decode_frame
 from clipsep_jax.data.record_set import RecordSet
-from clipsep_jax.data_prep.embed import embed_record_set
+from clipsep_jax.data_prep.embed_set import embed_record_set
 from clipsep_jax.data_prep.ledger import Rejection
 from clipsep_jax.data_prep.sources.inputs import Input
 from clipsep_jax.data_prep.writer import PoolRunner, write_records

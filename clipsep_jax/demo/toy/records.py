@@ -69,7 +69,7 @@ def _make(
     records: Path, out: Path, inputs: "list[Input]", encoder_steps: int, seed: int, command: tuple[str, ...]
 ) -> None:
     """Make the folder `records`, which becomes `out` later; so its manifest names the encoder by its place in `out`."""
-    from clipsep_jax.data_prep.embed import embed_record_set
+    from clipsep_jax.data_prep.embed_set import embed_record_set
     from clipsep_jax.data_prep.writer import PoolRunner, write_records
 
     write_records(inputs, ClipMaker(seed), records, run=PoolRunner(num_workers=0), command=command)
