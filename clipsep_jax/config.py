@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 
 from clipsep_jax.errors import InputError
 from clipsep_jax.old_options import OLD_OPTIONS, replace_old_options
+from clipsep_jax.schema import dotted, shown
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -244,24 +245,24 @@ def _build(kind: type[T], values: dict[str, Any], where: str) -> T:
     arguments = {}
     for name, value in values.items():
         if name not in names:
-            raise InputError(f"{where}.{name} is not an option; {where} has {', '.join(sorted(names))}.")
-        arguments[name] = _convert(types[name], value, f"{where}.{name}")
+            raise InputError(f"{dotted(where, name)} is not an option; {where} has {', '.join(sorted(names))}.")
+        arguments[name] = _convert(types[name], value, dotted(where, name))
     return kind(**arguments)
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, dict):
-            raise InputError(f"{where} must be a group of options, not {value!r}.")
+            raise InputError(f"{where} must be a group of options, not {shown(value)}.")
         return _build(kind, value, where)
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            raise InputError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, get_args(kind)))}.")
+            raise InputError(f"{where} is {shown(value)}; it must be one of {', '.join(map(repr, get_args(kind)))}.")
         return value
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise InputError(f"{where} must be of type {kind.__name__}, not {value!r}.")
+        raise InputError(f"{where} must be of type {kind.__name__}, not {shown(value)}.")
     if kind is float and not math.isfinite(value):
         raise InputError(f"{where} is {value}; it must be finite.")
     return value

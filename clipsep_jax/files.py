@@ -8,21 +8,29 @@ import hashlib
 import io
 import json
 import os
+import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import GenericAlias
 from typing import Any, BinaryIO, TypeVar
 
 from clipsep_jax.errors import InputError
+from clipsep_jax.schema import SchemaError, checked
+
+MOST_JSON_BYTES = 16 * 2**20  # of a file
+_MOST_NAME_BYTES = 255
+MOST_LINE_BYTES = 2**20  # of a line of a file of such lines
 
 T = TypeVar("T")
 
 
 def is_file_name(text: str) -> bool:
     """Whether a text names a file of a folder, rather than the folder, or something outside it."""
-    return text not in ("", ".", "..") and not set(text) & {"/", os.sep, os.altsep, "\0"}
+    fits = 0 < len(text.encode("utf-8", "replace")) <= _MOST_NAME_BYTES and text not in (".", "..")
+    return fits and not set(text) & {"/", os.sep, os.altsep, "\0"}
 
 
 def sha256_of(path: Path) -> str:
@@ -94,13 +102,13 @@ def encode_json(value: Any, indent: int | None = None) -> bytes:
     return json.dumps(value, indent=indent).encode() + b"\n"
 
 
-def decode_json(text: str | bytes, where: object, otherwise: str, kind: type[T]) -> T:
-    """The value of a JSON text.
+def decode_json(text: str | bytes, where: object, otherwise: str, kind: type[T] | GenericAlias) -> T:
+    """The value of a JSON text, checked against a type.
 
     Args:
         where: what the text was read from, for the message.
         otherwise: how the message continues if there is no such value, such as "is damaged; restore the file."
-        kind: the type that the outermost value must have.
+        kind: the type that the value must have, such as a dataclass; see `schema.checked`.
 
     Raises:
         InputError: the text is not JSON, or its value has another type.
@@ -109,42 +117,56 @@ def decode_json(text: str | bytes, where: object, otherwise: str, kind: type[T])
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} {otherwise}") from error
-    if not isinstance(value, kind):
-        raise InputError(f"{where} {otherwise}")
-    return value
+    return check_json(value, where, otherwise, kind)
 
 
-def read_json(path: Path, otherwise: str, kind: type[T]) -> T:
+def check_json(value: Any, where: object, otherwise: str, kind: type[T] | GenericAlias, name: str = "") -> T:
+    """A part of a JSON value, called `name`, checked against a type; see `decode_json`."""
+    try:
+        return checked(kind, value, name)
+    except SchemaError as error:
+        raise InputError(f"{where} {otherwise.removesuffix('.')} ({error}).") from error
+
+
+def read_json(path: Path, otherwise: str, kind: type[T] | GenericAlias) -> T:
     """The value of a JSON file; see `decode_json`.
 
     Raises:
-        InputError: the file holds no JSON, or a value of another type.
+        InputError: the file holds no JSON, a value of another type, or too many bytes.
         FileNotFoundError: there is no such file.
     """
-    return decode_json(path.read_bytes(), path, otherwise, kind)
+    check_is_file(path)
+    with path.open("rb") as file:
+        data = file.read(MOST_JSON_BYTES + 1)
+    if len(data) > MOST_JSON_BYTES:
+        raise InputError(f"{path} {otherwise.removesuffix('.')} (it is larger than {MOST_JSON_BYTES >> 20} MiB).")
+    return decode_json(data, path, otherwise, kind)
 
 
-def decode_json_as(make: Callable[..., T], text: str | bytes, where: object, otherwise: str) -> T:
-    """What `make`, such as a dataclass, makes of the fields of a JSON object; see `decode_json`.
-
-    Raises:
-        InputError: the text is not a JSON object, or `make` takes other fields.
-    """
-    fields = decode_json(text, where, otherwise, dict)
-    try:
-        return make(**fields)
-    except TypeError as error:
-        raise InputError(f"{where} {otherwise}") from error
-
-
-def read_json_lines(path: Path, otherwise: str, make: Callable[..., T] = dict[str, Any]) -> list[T]:  # type: ignore[assignment]
-    """The JSON objects of a file with one per line, each given to `make`; see `decode_json_as`.
+def read_json_lines(path: Path, otherwise: str, kind: type[T] | GenericAlias) -> list[T]:
+    """The values of a file with one JSON value per line; see `decode_json`.
 
     Raises:
-        InputError: a line holds no JSON object, or one of other fields.
+        InputError: a line holds no JSON, a value of another type, or too many bytes.
         FileNotFoundError: there is no such file.
     """
-    return [decode_json_as(make, line, path, otherwise) for line in path.read_bytes().splitlines()]
+    check_is_file(path)
+    values = list[T]()
+    with path.open("rb") as file:
+        while line := file.readline(MOST_LINE_BYTES):
+            values.append(decode_json(line, f"{path}, line {len(values) + 1},", otherwise, kind))
+    return values
+
+
+def check_is_file(path: Path) -> None:
+    """Refuse a folder, and a pipe or a device, reading from which might never end.
+
+    Raises:
+        InputError: it is not a regular file.
+        FileNotFoundError: there is no such file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise InputError(f"{path} is a folder, a pipe or a device; give a file.")
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:

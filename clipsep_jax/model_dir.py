@@ -5,10 +5,9 @@ model.safetensors  parameters and running statistics; its metadata holds the ste
 query_encoder/     a copy of the query encoder, where that was a local folder
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from flax import nnx
 
@@ -16,7 +15,7 @@ from clipsep_jax.config import Config
 from clipsep_jax.data.record_set import EncoderInfo
 from clipsep_jax.encoders.registry import copy_encoder, moved_name
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import decode_json, encode_json, read_json, write_json
+from clipsep_jax.files import check_json, decode_json, encode_json, read_json, write_json
 from clipsep_jax.models.clipsep import CLIPSep, build_model, stored_rules
 from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.queries.table import EmbeddingTable
@@ -39,6 +38,22 @@ _NO_CONFIG = "is not the config of a clipsep model; give the folder of one."
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a model was trained; None where it is unknown."""
+
+    step: int | None = None
+    validation_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class _StoredConfig:
+    format: int
+    labels: tuple[str, ...]
+    query_encoder: EncoderInfo | None
+    config: dict
+
+
+@dataclass(frozen=True)
 class ModelDir:
     """A model directory that was found and whose config was read."""
 
@@ -46,7 +61,7 @@ class ModelDir:
     config: Config
     encoder: EncoderInfo | None
     labels: tuple[str, ...]  # that label queries may name, in the order of their numbers
-    progress: Mapping[str, Any]  # "step" and "validation_loss", where known
+    progress: "Progress"
 
     @property
     def encoder_name(self) -> str:
@@ -87,19 +102,13 @@ def start_model_dir(
         copy_encoder(encoder.name, folder / ENCODER_FOLDER)
     if table is not None:
         table.save(folder / TABLE_FILE)
-    values = {
-        "format": FORMAT,
-        "labels": list(labels),
-        "query_encoder": None if encoder is None else vars(encoder),
-        "config": config.to_dict(),
-    }
-    write_json(folder / CONFIG_FILE, values)
+    write_json(folder / CONFIG_FILE, asdict(_StoredConfig(FORMAT, tuple(labels), encoder, config.to_dict())))
 
 
 def write_weights(folder: Path, model: CLIPSep, step: int, validation_loss: float | None) -> None:
     """Writes the weights into a started model directory, whole or not at all."""
     # One entry, because safetensors writes several in any order and equal runs must give equal bytes.
-    progress = encode_json({"step": step, "validation_loss": validation_loss}).decode().rstrip()
+    progress = encode_json(asdict(Progress(step, validation_loss))).decode().rstrip()
     write_tensors(folder / WEIGHTS_FILE, export_tensors(model, stored_rules(model)), {"progress": progress})
 
 
@@ -121,29 +130,24 @@ def open_model_dir(path: str | Path) -> ModelDir:
 
 def _read_config(folder: Path) -> ModelDir:
     path = folder / CONFIG_FILE
-    try:
-        values = read_json(path, _NO_CONFIG, dict)
-        version = values["format"]
-        if version == FORMAT:
-            encoder = EncoderInfo(**values["query_encoder"]) if values["query_encoder"] else None
-            config, labels = Config.from_config_dict(dict(values["config"])), tuple(values["labels"])
-            config = kind_of(config).fit(config, labels)
-            return ModelDir(folder, config, encoder, labels, read_progress(folder / WEIGHTS_FILE))
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} {_NO_CONFIG}") from error
-    raise InputError(f"{path} has format {version}, but this version reads {FORMAT}; update clipsep-jax.")
+    values = read_json(path, _NO_CONFIG, dict)
+    version = check_json(values.get("format"), path, _NO_CONFIG, int, "format")
+    if version != FORMAT:
+        raise InputError(f"{path} has format {version}, but this version reads {FORMAT}; update clipsep-jax.")
+    stored = check_json(values, path, _NO_CONFIG, _StoredConfig)
+    with_labels = Config.from_config_dict(stored.config)
+    config = kind_of(with_labels).fit(with_labels, stored.labels)
+    return ModelDir(folder, config, stored.query_encoder, stored.labels, read_progress(folder / WEIGHTS_FILE))
 
 
-def read_progress(path: Path) -> Mapping[str, Any]:
-    """The "step" and "validation_loss" of a file of weights, where known.
+def read_progress(path: Path) -> Progress:
+    """How far the model of a file of weights was trained.
 
     Raises:
         InputError: it is damaged.
     """
     progress = read_metadata(path).get("progress", "{}")
-    return decode_json(progress, path, "is damaged (its progress cannot be read); restore the file.", dict)
+    return decode_json(progress, path, "is damaged (its progress cannot be read); restore the file.", Progress)
 
 
 def describe(model: ModelDir) -> str:
@@ -160,7 +164,7 @@ def describe(model: ModelDir) -> str:
         "network": f"{config.model.num_levels} levels, width {config.model.width}, {millions:.2f} M values",
         "noise heads": str(config.model.num_noise_heads),
         "audio": f"{rate} Hz mono, chunks of {config.spectrogram.num_samples / rate:.2f} s, {frames} frames",
-        "trained": f"{model.progress.get('step', 'unknown')} steps",
-        "validation loss": str(model.progress.get("validation_loss")),
+        "trained": f"{'unknown' if model.progress.step is None else model.progress.step} steps",
+        "validation loss": str(model.progress.validation_loss),
     }
     return "\n".join(f"{name:<16}{value}" for name, value in facts.items())

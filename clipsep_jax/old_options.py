@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clipsep_jax.errors import InputError
+from clipsep_jax.schema import shown
 
 _New = dict[tuple[str, str], Any]  # values of today's options by group and name
 
@@ -34,7 +35,7 @@ def _old_num_learned_queries(count: Any, query: dict[str, Any]) -> _New:
 
 def _old_drop_closest(count: Any, query: dict[str, Any]) -> _New:
     if type(count) is not int or count < -1:
-        raise InputError(f"config.data.drop_closest is {count}; give a count, or -1 for weights.")
+        raise InputError(f"config.data.drop_closest is {shown(count)}; give a count, or -1 for weights.")
     how = {-1: "downweight", 0: "keep"}.get(count, "drop")
     return {("data", "similar_pairs"): how, ("data", "num_dropped_pairs"): max(0, count)}
 

@@ -15,7 +15,7 @@ from clipsep_jax.data_prep.decode.limits import MAX_FILE_BYTES
 from clipsep_jax.data_prep.sources import music
 from clipsep_jax.data_prep.sources.videos import VIDEO_SUFFIXES
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import decode_json_as, encode_json
+from clipsep_jax.files import decode_json, encode_json
 
 DOWNLOAD_LEDGER_NAME = "download.jsonl"
 URL = "https://www.youtube.com/watch?v={}"
@@ -190,4 +190,4 @@ def _read_lines(ledger: Path) -> list[DownloadLine]:
     if whole != data:
         os.truncate(ledger, len(whole))
     otherwise = "is not a ledger of downloads; move it away, or name another folder."
-    return [decode_json_as(DownloadLine, line, ledger, otherwise) for line in whole.splitlines()]
+    return [decode_json(line, ledger, otherwise, DownloadLine) for line in whole.splitlines()]

@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clipsep_jax.data import tfds
-from clipsep_jax.data.record import CorruptRecordError, Record
+from clipsep_jax.data.record import AudioEncoding, CorruptRecordError, Record
 from clipsep_jax.data.record_set import (
     EMBEDDING_NAME,
     LABEL_EMBEDDINGS_NAME,
@@ -244,7 +244,7 @@ def _write_shards(
 
 
 def _write_shard(
-    records: Path, staged: Path, shard: Shard, change: Change, audio_encoding: str, progress: tqdm
+    records: Path, staged: Path, shard: Shard, change: Change, audio_encoding: AudioEncoding, progress: tqdm
 ) -> NewShard:
     """Write a shard, unless a stopped run has; one with damaged records only where these are to be left out."""
     note = staged.with_name(shard.name + ".json")
@@ -273,13 +273,12 @@ def _write_shard(
 def _written(note: Path, staged: Path) -> NewShard | None:
     """The shard that a stopped run has written down; None if it has not, or if that is not there whole."""
     try:
-        fields = read_json(note, "is damaged.", dict)
-        new = NewShard(Shard(**fields["shard"]), dict(fields["left_out"]))
+        new = read_json(note, "is damaged.", NewShard)
         if note.name != f"{new.shard.name}.json":
             return None
         RecordSplit(staged, "", [new.shard])  # checks the files
         return new
-    except (FileNotFoundError, InputError, KeyError, TypeError, ValueError):
+    except (FileNotFoundError, InputError):
         return None
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int16
@@ -31,7 +32,7 @@ class LedgerLine:
     """The outcome of one input; the figures are None if it was rejected."""
 
     input: str
-    status: str  # "accepted" or "rejected"
+    status: Literal["accepted", "rejected"]
     reason: str
     detail: str
     label: str

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from clipsep_jax.data.record import AUDIO_ENCODINGS, Record
+from clipsep_jax.data.record import AudioEncoding, Record
 from clipsep_jax.data.record_set import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -49,7 +49,7 @@ class Block:
     number: int
     inputs: tuple[Input, ...]
     out: Path
-    audio_encoding: str
+    audio_encoding: AudioEncoding
 
     @property
     def folder(self) -> Path:
@@ -73,12 +73,10 @@ class Part:
     def read(cls, block: Block) -> "Part | None":
         """The part of a finished block; None where there is none, or it is damaged."""
         try:
-            fields = read_json(block.part, "is damaged.", dict)
-            shards = {str(split): Shard(**shard) for split, shard in fields["shards"].items()}
-            part = cls(shards, [LedgerLine(**line) for line in fields["ledger"]])
-        except (FileNotFoundError, InputError, AttributeError, KeyError, TypeError, ValueError):
+            part = read_json(block.part, "is damaged.", cls)
+        except (FileNotFoundError, InputError):
             return None
-        named = all(split in SPLITS and shard.name == _staged_name(split) for split, shard in shards.items())
+        named = all(split in SPLITS and shard.name == _staged_name(split) for split, shard in part.shards.items())
         same = [line.input for line in part.ledger] == [source.id for source in block.inputs]
         return part if named and same else None
 
@@ -119,7 +117,7 @@ def write_records(
     *,
     run: Runner | None = None,
     reading: str = "",
-    audio_encoding: str = "pcm16",
+    audio_encoding: AudioEncoding = "pcm16",
     max_rejected: float = 0.25,
     block_size: int = 64,
     command: Sequence[str] = (),
@@ -140,7 +138,6 @@ def write_records(
     Raises:
         InputError: the folder holds something else or is in use, or too few inputs could be used.
     """
-    assert audio_encoding in AUDIO_ENCODINGS
     inputs = mark_duplicates(inputs)
     plan = _fingerprint(inputs, reading, audio_encoding, block_size)
     _make_folder(out)
@@ -216,7 +213,7 @@ def _may_try_again(block: Block, part: "Part") -> bool:
     return any(line.reason == "timeout" or line.detail.startswith(DIED) for line in part.ledger)
 
 
-def _fingerprint(inputs: Sequence[Input], reading: str, audio_encoding: str, block_size: int) -> str:
+def _fingerprint(inputs: Sequence[Input], reading: str, audio_encoding: AudioEncoding, block_size: int) -> str:
     """Hash what determines the records: the inputs, the sizes of their files, and the options."""
     described = {
         "schema": SCHEMA_VERSION,

@@ -1,6 +1,8 @@
 import csv
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +41,7 @@ def test_json_comes_back_and_what_is_none_is_told_in_one_sentence(tmp_path):
     assert read_json(path, "is damaged.", dict) == {"a": [1, None]}
     for text in ("", "{", "[1]", "[" * 100_000):
         path.write_text(text)
-        with pytest.raises(InputError, match=r"values\.json is damaged\.$"):
+        with pytest.raises(InputError, match=r"values\.json is damaged"):
             read_json(path, "is damaged.", dict)
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "missing", "is damaged.", dict)
@@ -49,19 +51,48 @@ def test_lines_of_json_come_back(tmp_path):
     path = tmp_path / "lines.jsonl"
     write_json_lines(path, [{"a": 1}, {"b": "é"}])
     assert path.read_bytes() == encode_json({"a": 1}) + encode_json({"b": "é"})
-    assert read_json_lines(path, "is damaged.") == [{"a": 1}, {"b": "é"}]
+    assert read_json_lines(path, "is damaged.", dict) == [{"a": 1}, {"b": "é"}]
     path.write_bytes(b'{"a": 1}\n3\n')
     with pytest.raises(InputError, match="is damaged"):
-        read_json_lines(path, "is damaged.")
+        read_json_lines(path, "is damaged.", dict)
+
+
+@dataclass(frozen=True)
+class Line:
+    name: str
+    size: int
 
 
 def test_lines_of_json_become_objects_or_the_sentence_tells(tmp_path):
     path = tmp_path / "lines.jsonl"
-    write_json_lines(path, [{"real": 1, "imag": 2}])
-    assert read_json_lines(path, "is damaged.", complex) == [1 + 2j]
-    write_json_lines(path, [{"other": 1}])
-    with pytest.raises(InputError, match=r"lines\.jsonl is damaged\.$"):
-        read_json_lines(path, "is damaged.", complex)
+    write_json_lines(path, [{"name": "a", "size": 2}])
+    assert read_json_lines(path, "is damaged.", Line) == [Line("a", 2)]
+    write_json_lines(path, [{"name": "a", "size": 2}, {"name": "a", "size": "2"}])
+    with pytest.raises(InputError, match=r"lines\.jsonl, line 2, is damaged \(size is '2', not a whole number\)\.$"):
+        read_json_lines(path, "is damaged.", Line)
+
+
+def test_json_has_a_largest_size_and_depth(tmp_path):
+    path = tmp_path / "values.json"
+    for text in ("[" * 65 + "]" * 65, '{"a":' * 100 + "1" + "}" * 100):
+        path.write_text(text)
+        with pytest.raises(InputError, match="within each other"):
+            read_json(path, "is damaged.", Any)
+    with path.open("wb") as file:
+        file.truncate(40 * 2**30)
+    with pytest.raises(InputError, match="larger than 16 MiB"):
+        read_json(path, "is damaged.", Any)
+    with pytest.raises(InputError, match="line 1, is damaged"):
+        read_json_lines(path, "is damaged.", Any)
+
+
+def test_json_is_read_from_files_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(InputError, match="is a folder, a pipe or a device"):
+            read_json(path, "is damaged.", dict)
+        with pytest.raises(InputError, match="is a folder, a pipe or a device"):
+            read_json_lines(path, "is damaged.", dict)
 
 
 def test_a_staged_folder_gives_its_files_and_folders(tmp_path):

@@ -5,7 +5,7 @@ The format is described in docs/records.md. TensorFlow is neither needed nor imp
 
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -19,7 +19,7 @@ from clipsep_jax.errors import InputError
 FRAMES_PER_SECOND = 1
 FRAME_SIZE = 224
 
-AUDIO_ENCODINGS = ("pcm16", "flac")
+AudioEncoding = Literal["pcm16", "flac"]
 
 _MAX_FRAME_SIDE = 4096  # pixels; a stored picture above it is taken for damage or an attack
 _TEXT = ("utf-8", "surrogateescape")  # a file name need not be valid UTF-8
@@ -65,7 +65,7 @@ class Record:
         return len(self.frames if self.frame_embeddings is None else self.frame_embeddings)
 
 
-def encode_record(record: Record, audio_encoding: str = "pcm16") -> bytes:
+def encode_record(record: Record, audio_encoding: AudioEncoding = "pcm16") -> bytes:
     """Serialize a record as a `tf.train.Example`; equal records give equal bytes.
 
     Args:

@@ -4,7 +4,6 @@ The format is described in docs/records.md. TensorFlow is neither needed nor imp
 """
 
 import hashlib
-import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +15,7 @@ from clipsep_jax.data import tfds
 from clipsep_jax.data.record import (
     FRAME_SIZE,
     FRAMES_PER_SECOND,
+    AudioEncoding,
     CorruptRecordError,
     Record,
     decode_frame,
@@ -24,7 +24,16 @@ from clipsep_jax.data.record import (
 )
 from clipsep_jax.data.tfrecord import FRAMING_BYTES, framed, unframed
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import atomic_write, encode_json, is_file_name, read_json, read_json_lines, write_json
+from clipsep_jax.files import (
+    atomic_write,
+    check_json,
+    encode_json,
+    is_file_name,
+    read_json,
+    read_json_lines,
+    write_json,
+)
+from clipsep_jax.schema import shown
 
 SCHEMA_VERSION = 2
 
@@ -44,17 +53,23 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class IndexEntry:
-    """One line of a shard's index, and its position."""
+class IndexLine:
+    """One line of a shard's index."""
 
-    shard: str  # name of the file
-    number: int  # of the record in its shard
     offset: int  # bytes before the record's framing
     length: int  # bytes of the serialized record, without its framing
     id: str
     label: str
     num_frames: int
     num_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry(IndexLine):
+    """A line of an index, and where the record is."""
+
+    shard: str  # name of the file
+    number: int  # of the record in its shard
 
 
 def index_path(shard: Path) -> Path:
@@ -71,7 +86,7 @@ class ShardWriter:
 
     shard: "Shard"
 
-    def __init__(self, path: Path, audio_encoding: str = "pcm16"):
+    def __init__(self, path: Path, audio_encoding: AudioEncoding = "pcm16"):
         self._path, self._audio_encoding = path, audio_encoding
         self._digest, self._offset, self._lines = hashlib.sha256(), 0, list[bytes]()
         self._file = atomic_write(path)
@@ -97,7 +112,7 @@ class ShardWriter:
             self.shard = Shard(self._path.name, len(self._lines), self._offset, self._digest.hexdigest())
 
 
-def write_shard(path: Path, records: Iterable[Record], audio_encoding: str = "pcm16") -> Shard:
+def write_shard(path: Path, records: Iterable[Record], audio_encoding: AudioEncoding = "pcm16") -> Shard:
     """Write records into the shard `path` and their offset index beside it, each complete or not at all."""
     with ShardWriter(path, audio_encoding) as writer:
         for record in records:
@@ -107,8 +122,7 @@ def write_shard(path: Path, records: Iterable[Record], audio_encoding: str = "pc
 
 def index_line(record: Record, offset: int, length: int) -> bytes:
     """The line of the index for a record of `length` bytes, framed at `offset`."""
-    line = {"offset": offset, "length": length, "id": record.id, "label": record.label}
-    return encode_json(line | {"num_frames": record.num_frames, "num_samples": len(record.audio)})
+    return encode_json(asdict(IndexLine(offset, length, record.id, record.label, record.num_frames, len(record.audio))))
 
 
 def _read_index(folder: Path, shard: Shard) -> list[IndexEntry]:
@@ -116,23 +130,23 @@ def _read_index(folder: Path, shard: Shard) -> list[IndexEntry]:
     otherwise = "is not an index of records; restore it or prepare the records again."
     try:
         size = (folder / shard.name).stat().st_size
-        numbers = itertools.count()
-        entries = read_json_lines(path, otherwise, lambda **line: IndexEntry(shard.name, next(numbers), **line))
+        lines = read_json_lines(path, otherwise, IndexLine)
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} is missing; restore it or prepare the records again.") from error
-    if (len(entries), size) != (shard.num_records, shard.num_bytes):
-        text = f"{len(entries)} records in {size} bytes, but the manifest says {shard.num_records} in {shard.num_bytes}"
+    if (len(lines), size) != (shard.num_records, shard.num_bytes):
+        text = f"{len(lines)} records in {size} bytes, but the manifest says {shard.num_records} in {shard.num_bytes}"
         raise InputError(f"{folder / shard.name} has {text}; restore the file or prepare the records again.")
-    if not all(_lies_within(entry, size) for entry in entries):
+    if not all(_lies_within(line, size) for line in lines):
         raise InputError(f"{path} points outside of its shard; restore it or prepare the records again.")
-    return entries
+    return [
+        IndexEntry(line.offset, line.length, line.id, line.label, line.num_frames, line.num_samples, shard.name, number)
+        for number, line in enumerate(lines)
+    ]
 
 
-def _lies_within(entry: IndexEntry, num_bytes: int) -> bool:
-    numbers = (entry.offset, entry.length, entry.num_frames, entry.num_samples)
-    sound = all(type(number) is int and number >= 0 for number in numbers)
-    named = isinstance(entry.id, str) and isinstance(entry.label, str)
-    return sound and named and entry.offset + entry.length + FRAMING_BYTES <= num_bytes
+def _lies_within(line: IndexLine, num_bytes: int) -> bool:
+    are_counts = min(line.offset, line.length, line.num_frames, line.num_samples) >= 0
+    return are_counts and line.offset + line.length + FRAMING_BYTES <= num_bytes
 
 
 class RecordSplit:
@@ -209,8 +223,23 @@ class Manifest:
     encoder: EncoderInfo | None  # None where the records have no embeddings
     inputs_sha256: str  # fingerprint of the inputs and options that the records were prepared from
     command: tuple[str, ...] = ()  # that prepared them
-    audio_encoding: str = "pcm16"  # or "flac"
+    audio_encoding: AudioEncoding = "pcm16"
     other_files: dict[str, str] = field(default_factory=dict)  # SHA-256 of the ledger and the label embeddings
+
+
+@dataclass(frozen=True)
+class _StoredSplit:
+    num_records: int
+    shards: tuple[Shard, ...]
+
+
+# What every manifest of this schema says.
+_FIXED = {
+    "schema": SCHEMA_VERSION,
+    "sample_rate_hz": SAMPLE_RATE_HZ,
+    "frames_per_second": FRAMES_PER_SECOND,
+    "frame_size": FRAME_SIZE,
+}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -222,12 +251,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         with atomic_write(folder / name) as file:
             file.write(content)
     splits = {
-        name: {"num_records": sum(shard.num_records for shard in shards), "shards": [asdict(shard) for shard in shards]}
+        name: asdict(_StoredSplit(sum(shard.num_records for shard in shards), shards))
         for name, shards in manifest.splits.items()
     }
-    fixed = {"schema": SCHEMA_VERSION, "sample_rate_hz": SAMPLE_RATE_HZ}
-    fixed |= {"frames_per_second": FRAMES_PER_SECOND, "frame_size": FRAME_SIZE}
-    write_json(folder / MANIFEST_NAME, fixed | asdict(manifest) | {"splits": splits}, indent=1)
+    write_json(folder / MANIFEST_NAME, _FIXED | asdict(manifest) | {"splits": splits}, indent=1)
 
 
 def tfds_files(manifest: Manifest) -> dict[str, bytes]:
@@ -253,30 +280,19 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(f"{folder} holds no complete records: there is no {MANIFEST_NAME}; {todo}.")
     otherwise = "is not a manifest of records; restore it or prepare the records again."
     fields = read_json(path, otherwise, dict)
-    try:
-        schema = fields["schema"]
-        if schema == SCHEMA_VERSION:
-            return _manifest(fields)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} {otherwise}") from error
-    raise InputError(f"{path} has schema {schema}, but this version reads {SCHEMA_VERSION}; prepare the records again.")
-
-
-def _manifest(fields: dict[str, Any]) -> Manifest:
-    splits = {name: tuple(Shard(**shard) for shard in split["shards"]) for name, split in fields["splits"].items()}
-    names = [shard.name for shards in splits.values() for shard in shards]
-    if not all(map(is_file_name, [*names, *fields["other_files"]])):
-        raise ValueError("a file lies outside the folder")
-    return Manifest(
-        counts=dict(fields["counts"]),
-        labels=dict(fields["labels"]),
-        splits=splits,
-        encoder=EncoderInfo(**fields["encoder"]) if fields["encoder"] else None,
-        inputs_sha256=fields["inputs_sha256"],
-        command=tuple(fields["command"]),
-        audio_encoding=fields["audio_encoding"],
-        other_files=dict(fields["other_files"]),
-    )
+    schema = check_json(fields.get("schema"), path, otherwise, int, "schema")
+    if schema != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has schema {schema}, but this version reads {SCHEMA_VERSION}; prepare the records again."
+        )
+    splits = check_json(fields.get("splits"), path, otherwise, dict[str, _StoredSplit], "splits")
+    fields["splits"] = {name: split.shards for name, split in splits.items()}
+    manifest = check_json({name: fields[name] for name in fields.keys() - _FIXED}, path, otherwise, Manifest)
+    names = [shard.name for split in splits.values() for shard in split.shards]
+    for name in [*names, *manifest.other_files]:
+        if not is_file_name(name):
+            raise InputError(f"{path} {otherwise.removesuffix('.')} ({shown(name)} is not a file in its folder).")
+    return manifest
 
 
 class RecordSet:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,12 +17,30 @@ from clipsep_jax.encoders.base import Encoder
 from clipsep_jax.encoders.clip_network import ACTIVATIONS, CLIP_RULES, Clip, ClipConfig, TextConfig, VisionConfig
 from clipsep_jax.encoders.pixels import PictureConfig
 from clipsep_jax.errors import InputError, InputWarning
-from clipsep_jax.files import read_json, sha256_of, staged_folder, write_json
+from clipsep_jax.files import check_json, read_json, sha256_of, staged_folder, write_json
 from clipsep_jax.hub import CONFIG_FILE, PICTURES_FILE, resolve_model_folder
+from clipsep_jax.schema import shown
 from clipsep_jax.tensors import WEIGHTS_FILE, export_tensors, load_tensors, read_tensors, write_tensors
 
 # How every CLIP prepares pictures; 3 is Pillow's number for bicubic resizing.
 _PICTURES = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
+
+_DAMAGED = "is not of a CLIP; fetch it again."
+# What a config may ask for: some times the largest CLIP that was published.
+_MOST = {
+    "vocab_size": 2**20,
+    "hidden_size": 2**14,
+    "intermediate_size": 2**16,
+    "num_hidden_layers": 128,
+    "num_attention_heads": 256,
+    "max_position_embeddings": 4_096,
+    "image_size": 4_096,
+    "patch_size": 4_096,
+    "layer_norm_eps": 1.0,
+    "eos_token_id": 2**20,
+}
+
+Tower = TypeVar("Tower", TextConfig, VisionConfig)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,38 +172,35 @@ def read_config(folder: Path) -> ClipConfig:
     path = folder / CONFIG_FILE
     values = _read_json(path)
     if values.get("model_type", "clip") != "clip":
-        raise InputError(f"{path} is of a {values['model_type']} model; give the folder of a CLIP.")
+        raise InputError(f"{path} is of a {shown(values['model_type'])} model; give the folder of a CLIP.")
     text = _tower(TextConfig, values, "text_config", path)
     vision = _tower(VisionConfig, values, "vision_config", path)
-    projection_dim = _number(values, "projection_dim", ClipConfig.projection_dim, path)
+    found = values.get("projection_dim", ClipConfig.projection_dim)
+    projection_dim = check_json(found, path, _DAMAGED, int, "projection_dim")
+    _check_size(projection_dim, _MOST["hidden_size"], "projection_dim", path)
     return ClipConfig(text, vision, projection_dim)
 
 
-def _tower(kind: type, values: dict, key: str, path: Path) -> Any:
+def _tower(kind: type[Tower], values: dict, key: str, path: Path) -> Tower:
     # The first published configs have a `*_dict` too, which takes precedence.
-    given = [values[name] for name in (f"{key}_dict", key) if values.get(name) is not None]
-    found = given[0] if given else {}
-    if not isinstance(found, dict):
-        raise InputError(f"{path} has a {key} that is not a table; fetch it again.")
-    chosen = {item.name: found.get(item.name, item.default) for item in fields(kind)}
-    for item in fields(kind):
-        if item.name != "hidden_act":
-            _number(chosen, item.name, item.default, path)
-    if chosen["hidden_act"] not in list(ACTIVATIONS):
-        raise InputError(
-            f"{path} asks for the activation {chosen['hidden_act']}; only {', '.join(ACTIVATIONS)} are known."
-        )
-    if chosen["hidden_size"] % chosen["num_attention_heads"]:
+    given = [(name, values[name]) for name in (f"{key}_dict", key) if values.get(name) is not None]
+    name, found = given[0] if given else (key, {})
+    found = check_json(found, path, _DAMAGED, dict, name)
+    wanted = {item.name: found[item.name] for item in fields(kind) if item.name in found}
+    tower = check_json(wanted, path, _DAMAGED, kind, name)
+    for option, most in _MOST.items():
+        _check_size(getattr(tower, option, 1), most, f"{name}.{option}", path)
+    if tower.hidden_act not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise InputError(f"{path} asks for the hidden_act {shown(tower.hidden_act)}; only {known} are known.")
+    if tower.hidden_size % tower.num_attention_heads:
         raise InputError(f"{path} has a hidden_size in {key} that its attention heads cannot share; fetch it again.")
-    return kind(**chosen)
+    return tower
 
 
-def _number(values: dict, name: str, default: Any, path: Path) -> Any:
-    value = values.get(name, default)
-    kinds = (int,) if isinstance(default, int) else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
-        raise InputError(f"{path} has {name} = {value}, where a number above zero is needed; correct it.")
-    return value
+def _check_size(value: int | float, most: int | float, name: str, path: Path) -> None:
+    if not 0 < value <= most:
+        raise InputError(f"{path} has {name} = {value}; it must be above 0 and at most {most:,}; correct it.")
 
 
 def _read_pictures(folder: Path, image_size: int) -> PictureConfig:
@@ -194,11 +209,11 @@ def _read_pictures(folder: Path, image_size: int) -> PictureConfig:
     size, crop = values.get("size", image_size), values.get("crop_size", image_size)
     squash = isinstance(size, dict) and "height" in size
     expected = _PICTURES if squash else {**_PICTURES, "do_center_crop": True}
-    odd = [f"{name} = {values[name]}" for name, value in expected.items() if values.get(name, value) != value]
+    odd = [f"{name} = {shown(values[name])}" for name, value in expected.items() if values.get(name, value) != value]
     for name, value in (("size", size), ("crop_size", crop)):
         sides = value.values() if isinstance(value, dict) else [value]
         if any(side != image_size for side in sides):
-            odd.append(f"{name} = {value} for a network of {image_size} pixels")
+            odd.append(f"{name} = {shown(value)} for a network of {image_size} pixels")
     if odd:
         raise InputError(
             f"{path} prepares pictures in a way that is not CLIP's ({', '.join(odd)}); give another model."
@@ -226,11 +241,15 @@ def _read_tokenizer(folder: Path, config: TextConfig) -> Any:
 
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        ids = tokenizer(["a photo"], verbose=False)["input_ids"][0]
+        if tokenizer.pad_token_id is None:  # what follows the end of a text changes nothing
+            tokenizer.pad_token = tokenizer.eos_token
+        in_order = all(type(id) is int and 0 <= id < config.vocab_size for id in [*ids, tokenizer.pad_token_id])
     except Exception as error:  # the Rust tokenizer raises bare exceptions
         reason = str(error).split("\n")[0]
         raise InputError(f"the tokenizer of {folder} is damaged or missing ({reason}); fetch it again.") from error
     # Files under unexpected names silently give an almost empty tokenizer.
-    if len(tokenizer) != config.vocab_size:
+    if not in_order or len(tokenizer) != config.vocab_size:
         raise InputError(
             f"the tokenizer of {folder} knows {len(tokenizer)} tokens, but its text tower {config.vocab_size}; "
             "fetch the tokenizer files of this model again."

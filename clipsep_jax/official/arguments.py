@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from types import GenericAlias
+from typing import Any, TypeVar
 
 import numpy as np
 
 from clipsep_jax.config import Config
 from clipsep_jax.encoders.registry import split_name
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import atomic_write, read_json, write_json
+from clipsep_jax.files import atomic_write, is_file_name, read_json, write_json
 from clipsep_jax.model_dir import TABLE_FILE, ModelDir
 from clipsep_jax.queries.table import EmbeddingTable
+from clipsep_jax.schema import shown
 from clipsep_jax.tensors import read_torch_tensors
 
 ARGS_FILE = "train-args.json"
@@ -49,6 +51,9 @@ _IMAGE_MODELS = {"clipsep_nit": "clipsepnit", "labelsep": "label_only", "bertsep
 _OFFICIAL_WIDTH, _OFFICIAL_LEVELS, _OFFICIAL_BINS, _OFFICIAL_SOURCES = 64, 5, 256, 2
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class TrainArgs:
     """What a run's `train-args.json` says; empty if there is none."""
@@ -73,7 +78,7 @@ class TrainArgs:
         path = self._file("label_map_filename")
         if path is None:
             return [str(i) for i in range(count)]
-        numbers = _read_values(path)
+        numbers = _read_values(path, dict[str, int])
         if sorted(numbers.values(), key=str) != sorted(range(count), key=str):
             raise InputError(f"{path} does not number the checkpoint's {count} labels from 0 on; give the run's own.")
         return sorted(numbers, key=lambda label: numbers[label])
@@ -95,9 +100,10 @@ class TrainArgs:
 
     def _file(self, name: str) -> Path | None:
         """A file that the arguments name, at its path or beside `train-args.json`."""
-        if not self.values.get(name):
+        text = self.values.get(name)
+        if not isinstance(text, str) or not is_file_name(PurePath(text).name):
             return None
-        path = Path(str(self.values[name]))
+        path = Path(text)
         return next((place for place in (path, self.folder / path.name) if place.is_file()), None)
 
 
@@ -107,17 +113,19 @@ def read_train_args(path: Path) -> TrainArgs:
     Raises:
         InputError: the file is not a `train-args.json`, or the run is of an unsupported kind.
     """
-    values = _read_values(path)
+    values = _read_values(path, dict[str, Any])
     for name, value in (_FIXED | {"win_len": values.get("n_fft")}).items():
         if values.get(name, value) != value:
-            raise InputError(f"{path} has {name} = {values[name]}; only models with {name} = {value} can be read.")
+            raise InputError(
+                f"{path} has {name} = {shown(values[name])}; only models with {name} = {value} can be read."
+            )
     return TrainArgs(path.parent, values)
 
 
-def _read_values(path: Path) -> dict[str, Any]:
+def _read_values(path: Path, kind: type[T] | GenericAlias) -> T:
     otherwise = "cannot be read as JSON, or holds no names and values; give the file of an official run."
     try:
-        return read_json(path, otherwise, dict)
+        return read_json(path, otherwise, kind)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); give the file of an official run.") from error
 

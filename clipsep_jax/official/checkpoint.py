@@ -280,7 +280,7 @@ def official_tensors(model: ModelDir) -> dict[str, np.ndarray]:
     if (model.folder / REST_FILE).is_file():
         rest = read_tensors(model.folder / REST_FILE)
     else:
-        rest = official_rest(config, int(model.progress.get("step") or 0) * _updates_per_step(model.config))
+        rest = official_rest(config, (model.progress.step or 0) * _updates_per_step(model.config))
     return export_tensors(model.load_model(), official_rules(config)) | rest
 
 

@@ -79,10 +79,10 @@ class EmbeddingTable:
         if not path.is_file():
             raise InputError(f"There is no table of embeddings {path}; make it with `clipsep prepare`.")
         try:
-            labels = decode_json(read_metadata(path)["labels"], "the list of labels", "is not JSON", list)
+            labels = decode_json(read_metadata(path)["labels"], "the list of labels", "is not JSON", list[str])
             vectors = read_tensors(path)[_TENSOR_NAME]
             if vectors.dtype != np.float32:
                 raise ValueError(f"its vectors are {vectors.dtype}, not float32")
-            return cls(tuple(map(str, labels)), vectors)
+            return cls(tuple(labels), vectors)
         except (InputError, KeyError, ValueError) as error:
             raise InputError(f"{path} is not a table of embeddings ({error}); make it again.") from error

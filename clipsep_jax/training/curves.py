@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import decode_json, encode_json, naming, write_json_lines
+from clipsep_jax.files import check_json, decode_json, encode_json, naming, write_json_lines
 from clipsep_jax.training.tensorboard import Board
 
 FILE_NAME = "metrics.jsonl"
@@ -16,10 +16,14 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of a workdir's metrics.jsonl, without an incomplete last one."""
     path = workdir / FILE_NAME
     lines = path.read_bytes().splitlines() if path.is_file() else []
-    metrics = []
+    metrics = list[dict[str, Any]]()
     with suppress(InputError):
         for line in lines:
-            metrics.append(decode_json(line, path, "is torn.", dict))
+            values = decode_json(line, path, "is torn.", dict)
+            check_json(values.get("step"), path, "is torn.", int)
+            if not all(type(value) in (int, float) for value in values.values()):  # NaN is a value that a loss can have
+                break
+            metrics.append(values)
     return metrics
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsFloat, TypeVar
 
@@ -30,6 +30,14 @@ T = TypeVar("T")
 
 GIVEN_UP_NAME = "given_up.json"  # in the workdir of a member that was given up
 _FORMULA = ("name", "criterion", "regularizer")  # options of the objective that are words: parts of a program
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """When a member was given up, and why."""
+
+    step: int
+    reason: str
 
 
 class JointRecipe(NamedTuple):
@@ -186,7 +194,7 @@ class Member(Workdir):
         path = self.folder / GIVEN_UP_NAME
         if jax.process_index() or not path.is_file():
             return False
-        if read_json(path, "is damaged; delete it, or use another --workdir.", dict).get("step", 0) <= start:
+        if read_json(path, "is damaged; delete it, or use another --workdir.", GivenUp).step <= start:
             return True
         path.unlink()
         return False
@@ -203,7 +211,7 @@ class Member(Workdir):
             super().give_up(reason, step)
         self.given_up = True
         if jax.process_index() == 0:
-            write_json(self.folder / GIVEN_UP_NAME, {"step": step, "reason": reason}, indent=None)
+            write_json(self.folder / GIVEN_UP_NAME, asdict(GivenUp(step, reason)), indent=None)
         self.warn(f"{reason}. It is given up: its best model stays as it is, and the others continue.")
 
     def _check(self, step: int, losses: dict[str, float], total: float, counts: Sequence[Any]) -> None:

@@ -17,7 +17,7 @@ from clipsep_jax.metrics import METRICS
 from clipsep_jax.model_dir import open_model_dir
 from clipsep_jax.pages import finish_axes, html_image, html_table, plot_curve, save_figure, write_page
 from clipsep_jax.training.curves import read_metrics
-from clipsep_jax.training.members import GIVEN_UP_NAME
+from clipsep_jax.training.members import GIVEN_UP_NAME, GivenUp
 
 PAGE_NAME = "sweep.html"
 
@@ -38,8 +38,8 @@ def summarise_member(workdir: Path, varied: Mapping[str, float | int | str], sco
     row: Row = {"member": workdir.name, **varied, "given_up": _given_up(workdir)}
     with suppress(InputError):  # no model, or a damaged one
         progress = open_model_dir(workdir).progress
-        row |= {f"best_{name}": value for name, value in progress.items() if value is not None}
-    row |= {"skipped_steps": int(lines[-1]["skipped_steps"])} if lines else {}
+        row |= {f"best_{name}": value for name, value in vars(progress).items() if value is not None}
+    row |= {"skipped_steps": int(lines[-1].get("skipped_steps", 0))} if lines else {}
     for name in _AVERAGED:
         values = [line[name] for line in lines if name in line and line["step"] > 0.9 * lines[-1]["step"]]
         row |= {name: float(np.mean(values))} if values else {}
@@ -56,7 +56,7 @@ def summarise_member(workdir: Path, varied: Mapping[str, float | int | str], sco
 def _given_up(workdir: Path) -> str:
     """The step at which training of this member ended early, such as "step 12"; else empty."""
     path = workdir / GIVEN_UP_NAME
-    return f"step {read_json(path, 'is damaged; restore it.', dict)['step']}" if path.is_file() else ""
+    return f"step {read_json(path, 'is damaged; restore it.', GivenUp).step}" if path.is_file() else ""
 
 
 def write_report(workdir: Path, options: Sequence[str], rows: Sequence[Row]) -> Path:

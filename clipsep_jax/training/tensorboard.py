@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +18,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+class _NotInstalled(MetaPathFinder):
+    """Hides a package from imports; None in `sys.modules` would meet scipy, which asks for its attributes."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        if fullname == self._name:
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+
+
 @contextmanager
 def _as_if_not_installed(name: str) -> Iterator[None]:
-    modules: dict[str, Any] = sys.modules
-    hidden = name not in modules
-    if hidden:
-        modules[name] = None
+    hidden = _NotInstalled(name)
+    sys.meta_path.insert(0, hidden)
     yield
-    if hidden:
-        del modules[name]
+    sys.meta_path.remove(hidden)
 
 
 with _as_if_not_installed("torch"):  # tensorboardX would load it, for half of a run's start-up time

@@ -103,11 +103,11 @@ class Workdir:
         """The loss of the best model, which may be better than those of the checkpoints that are left."""
         path = self.folder / BEST_FOLDER / WEIGHTS_FILE
         try:
-            loss = read_progress(path).get("validation_loss") if path.is_file() else None
+            loss = read_progress(path).validation_loss if path.is_file() else None
         except InputError as error:
             self.warn(f"{error} The next best model takes its place.")
             return math.inf
-        return math.inf if loss is None else float(loss)
+        return math.inf if loss is None else loss
 
     def show(self, previews: Previews, step: int, state: TrainState) -> None:
         """Show in TensorBoard what the model makes of a few mixtures."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from clipsep_jax.data_prep.sources.inputs import Input, check_folder, files_by_stem, hashed_split
 from clipsep_jax.data_prep.sources.videos import VIDEO_SUFFIXES
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import read_json
+from clipsep_jax.files import check_json, is_file_name, read_json
 
 
 def read_list(path: Path) -> Iterator[tuple[str, str]]:
@@ -18,13 +18,11 @@ def read_list(path: Path) -> Iterator[tuple[str, str]]:
     if not path.is_file():
         raise InputError(f"There is no file {path}; give MUSIC_solo_videos.json or another list of MUSIC.")
     otherwise = 'is not a list of MUSIC: expected {"videos": {"cello": [ids]}}.'
-    try:
-        classes = read_json(path, otherwise, dict)["videos"]
-        rows = [(name, video) for name, videos in classes.items() for video in videos]
-        if not all(isinstance(video, str) and video and "/" not in video for _, video in rows):
-            raise ValueError("an id is not a word")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} {otherwise}") from error
+    videos = read_json(path, otherwise, dict).get("videos")
+    classes = check_json(videos, path, otherwise, dict[str, list[str]], "videos")
+    rows = [(name, video) for name, videos in classes.items() for video in videos]
+    if not all(is_file_name(video) for _, video in rows):
+        raise InputError(f"{path} {otherwise}")
     if not rows:
         raise InputError(f"{path} lists no videos; give another list of MUSIC.")
     yield from rows

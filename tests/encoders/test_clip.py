@@ -306,9 +306,10 @@ def test_the_older_tables_of_the_config_rule(tmp_path):
     [
         ({"model_type": "siglip"}, "siglip"),
         ({"projection_dim": 0}, "projection_dim = 0"),
-        ({"text_config": {"hidden_act": "relu"}}, "activation relu"),
-        ({"text_config": {"hidden_act": ["gelu"]}}, "activation"),
-        ({"text_config": {"hidden_size": "512"}}, "hidden_size = 512"),
+        ({"text_config": {"num_hidden_layers": 10_000_000}}, "num_hidden_layers = 10000000; .* at most 128"),
+        ({"text_config": {"hidden_act": "relu"}}, "hidden_act 'relu'"),
+        ({"text_config": {"hidden_act": ["gelu"]}}, "hidden_act"),
+        ({"text_config": {"hidden_size": "512"}}, "hidden_size is '512', not a whole number"),
         ({"text_config": {"eos_token_id": [1, 2]}}, "eos_token_id"),
         ({"text_config": {"num_attention_heads": 7}}, "hidden_size in text_config"),
         ({"vision_config": {"patch_size": 32.0}}, "patch_size"),
@@ -391,6 +392,15 @@ def test_a_tokenizer_of_another_model_is_refused(spoilt, fault):
     with pytest.raises(InputError, match=rf"the tokenizer of {re.escape(str(spoilt))}") as caught:
         encoder.embed_text(["rain"])
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(spoilt):
+    wanted = load_clip(str(spoilt)).embed_text(["rain"])
+    values = json.loads((spoilt / "tokenizer_config.json").read_text())
+    change(spoilt / "tokenizer_config.json", pad_token=None)
+    encoder = load_clip(str(spoilt))
+    assert encoder.tokenizer.pad_token_id == encoder.tokenizer.eos_token_id, values
+    np.testing.assert_allclose(encoder.embed_text(["rain"]), wanted, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from flax import nnx
 from clipsep_jax.config import Config, OptimizerConfig
 from clipsep_jax.data.batches import Batches
 from clipsep_jax.errors import InputError, InputWarning
-from clipsep_jax.model_dir import open_model_dir, write_weights
+from clipsep_jax.model_dir import Progress, open_model_dir, write_weights
 from clipsep_jax.objectives import build_objective
 from clipsep_jax.structures import Batch
 from clipsep_jax.training.checkpoints import Checkpoints
@@ -116,7 +116,7 @@ def test_run_writes_curves_checkpoints_and_the_best_model(records, tmp_path):
     losses = {line["step"]: line["validation_loss_image"] for line in lines if "validation_loss_image" in line}
     model_dir = open_model_dir(tmp_path)
     assert model_dir.folder == best
-    assert model_dir.progress["step"] == min(losses, key=losses.get)
+    assert model_dir.progress.step == min(losses, key=losses.get)
     assert model_dir.config == config
     assert list((tmp_path / "tensorboard").iterdir())
 
@@ -221,7 +221,7 @@ def test_a_signal_saves_and_the_run_goes_on(records, tmp_path, monkeypatch):
         with pytest.raises(Interrupted) as stop:
             train(config, tmp_path)
     assert stop.value.step in (3, 4)
-    assert open_model_dir(tmp_path).progress["step"] == stop.value.step
+    assert open_model_dir(tmp_path).progress.step == stop.value.step
     changed = ["train.steps", "train.validate_every", "checkpoint.save_every"]
     train(small_config(records, steps=6), tmp_path, allow_changes=changed)
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
@@ -316,7 +316,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(records, tmp_path, m
 def test_a_validation_split_too_small_to_mix_counts_as_none(tmp_path):
     records = make_records(tmp_path / "records", {"train": 6, "validation": 1})
     train(small_config(records), tmp_path / "run")
-    assert open_model_dir(tmp_path / "run").progress == {"step": 4, "validation_loss": None}
+    assert open_model_dir(tmp_path / "run").progress == Progress(4, None)
 
 
 @pytest.mark.slow
@@ -350,7 +350,7 @@ def test_options_that_differ_from_the_checkpoints_are_listed_and_refused(records
 def test_without_validation_split_the_latest_model_is_kept(tmp_path):
     records = make_records(tmp_path / "records", {"train": 6})
     train(small_config(records), tmp_path / "run")
-    assert open_model_dir(tmp_path / "run").progress["step"] == 4
+    assert open_model_dir(tmp_path / "run").progress.step == 4
 
 
 @pytest.mark.slow
