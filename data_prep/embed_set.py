@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clipsep_jax.data import tfds
-from clipsep_jax.data.record import AudioEncoding, CorruptRecordError, Record
+from clipsep_jax.data.record import CorruptRecordError, Record
 from clipsep_jax.data.record_set import (
     EMBEDDING_NAME,
     LABEL_EMBEDDINGS_NAME,
@@ -27,6 +27,7 @@ from clipsep_jax.data.record_set import (
     Manifest,
     RecordSplit,
     Shard,
+    read_index,
     read_manifest,
     write_manifest,
     write_shard,
@@ -146,8 +147,9 @@ def finish_embedding(records: Path) -> None:
 def _give_back(records: Path, work: Path) -> None:
     """Give a folder its manifest back, which earlier versions moved away before they replaced the first shard."""
     try:
-        for name, shards in read_manifest(work).splits.items():
-            RecordSplit(records, name, shards)  # checks the files; embeddings change their sizes
+        for shards in read_manifest(work).splits.values():
+            for shard in shards:
+                read_index(records, shard)  # checks the files; embeddings change their sizes
     except InputError as error:
         raise InputError(
             f"{records} was left half embedded by an earlier version; prepare the records anew in another folder."
@@ -193,7 +195,7 @@ def _made_by(encoder: EncoderInfo, manifest: Manifest) -> bool:
 
 
 def _needs_work(records: Path, manifest: Manifest, encoder: EncoderInfo, drop_frames: bool) -> bool:
-    splits = [RecordSplit(records, name, shards) for name, shards in manifest.splits.items()]  # checks every file
+    splits = [RecordSplit(records, name, shards, manifest.contents) for name, shards in manifest.splits.items()]
     has_frames = any(_has_frames(split) for split in splits)  # all records keep their pictures, or none
     if _made_by(encoder, manifest):
         return drop_frames and has_frames
@@ -232,7 +234,7 @@ def _write_shards(
     splits, left_out = {}, dict[str, str]()
     with tqdm(total=num_records, unit="clip", file=sys.stderr) as progress:
         for split, shards in manifest.splits.items():
-            new = [_write_shard(records, staged, shard, change, manifest.audio_encoding, progress) for shard in shards]
+            new = [_write_shard(records, staged, shard, change, manifest, progress) for shard in shards]
             splits[split] = tuple(one.shard for one in new)
             left_out |= {name: fault for one in new for name, fault in one.left_out.items()}
     if left_out and not change.leave_out_damaged:
@@ -244,7 +246,7 @@ def _write_shards(
 
 
 def _write_shard(
-    records: Path, staged: Path, shard: Shard, change: Change, audio_encoding: AudioEncoding, progress: tqdm
+    records: Path, staged: Path, shard: Shard, change: Change, manifest: Manifest, progress: tqdm
 ) -> NewShard:
     """Write a shard, unless a stopped run has; one with damaged records only where these are to be left out."""
     note = staged.with_name(shard.name + ".json")
@@ -252,7 +254,7 @@ def _write_shard(
     if known and not known.left_out:  # damaged records may have been restored
         progress.update(shard.num_records)
         return known
-    split = RecordSplit(records, "", [shard])
+    split = RecordSplit(records, "", [shard], manifest.contents)
     whole, faults = _readable(split, decode=False)
     try:
         new = change.of(list(whole.values()))
@@ -264,7 +266,7 @@ def _write_shard(
         progress.write(fault, file=sys.stderr)
     if left_out and not change.leave_out_damaged:
         return NewShard(shard, left_out)
-    written = NewShard(write_shard(staged / shard.name, new, audio_encoding), left_out)
+    written = NewShard(write_shard(staged / shard.name, new, manifest.audio_encoding), left_out)
     write_json(note, asdict(written), indent=None)
     progress.update(shard.num_records)
     return written
@@ -276,7 +278,7 @@ def _written(note: Path, staged: Path) -> NewShard | None:
         new = read_json(note, "is damaged.", NewShard)
         if note.name != f"{new.shard.name}.json":
             return None
-        RecordSplit(staged, "", [new.shard])  # checks the files
+        read_index(staged, new.shard)  # checks the files
         return new
     except (FileNotFoundError, InputError):
         return None
@@ -295,7 +297,7 @@ def _readable(split: RecordSplit, decode: bool) -> tuple[dict[int, Record], dict
 
 def _without(new: Manifest, records: Path, staged: Path, left_out: dict[str, str]) -> Manifest:
     """The manifest of fewer records, whose ledger tells why."""
-    splits = [RecordSplit(staged, name, shards) for name, shards in new.splits.items()]
+    splits = [RecordSplit(staged, name, shards, new.contents) for name, shards in new.splits.items()]
     for split in splits:
         if not len(split):
             raise InputError(f"{records}: no record of the split {split.name!r} can be read; restore its files.")

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from clipsep_jax.data.record import CorruptRecordError
 from clipsep_jax.data.record_set import (
     MANIFEST_NAME,
+    Contents,
     RecordSplit,
     Shard,
     index_line,
@@ -30,7 +31,7 @@ def verify(folder: Path) -> Iterator[str]:
     shards = [shard for split in manifest.splits.values() for shard in split]
     with tqdm(total=sum(shard.num_bytes for shard in shards), unit="B", unit_scale=True, file=sys.stderr) as progress:
         for shard in shards:
-            yield from shard_problems(folder, shard)
+            yield from shard_problems(folder, shard, manifest.contents)
             progress.update(shard.num_bytes)
     for name, digest in manifest.other_files.items():
         path = folder / name
@@ -46,11 +47,11 @@ def verify(folder: Path) -> Iterator[str]:
         yield f"{folder / MANIFEST_NAME} counts its records wrongly; restore it or prepare the records again."
 
 
-def shard_problems(folder: Path, shard: Shard) -> Iterator[str]:
+def shard_problems(folder: Path, shard: Shard, contents: Contents) -> Iterator[str]:
     """The problems of one shard, a sentence each."""
     path = folder / shard.name
     try:
-        split = RecordSplit(folder, "", [shard])
+        split = RecordSplit(folder, "", [shard], contents)
     except InputError as error:
         yield str(error)
         return

@@ -23,10 +23,10 @@ from clipsep_jax.data.record_set import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     Manifest,
-    RecordSplit,
     Shard,
     ShardWriter,
     index_path,
+    read_index,
     read_manifest,
     write_manifest,
 )
@@ -181,7 +181,7 @@ def _has_shards(block: Block, part: "Part", counts: Mapping[str, int] | None) ->
 
 def _is_whole(folder: Path, shard: Shard) -> bool:
     try:
-        RecordSplit(folder, "", [shard])
+        read_index(folder, shard)
     except InputError:
         return False
     return True

@@ -21,7 +21,6 @@ FRAME_SIZE = 224
 
 AudioEncoding = Literal["pcm16", "flac"]
 
-_MAX_FRAME_SIDE = 4096  # pixels; a stored picture above it is taken for damage or an attack
 _TEXT = ("utf-8", "surrogateescape")  # a file name need not be valid UTF-8
 _MAX_FLAC_SAMPLES = 2**25  # of one clip, 35 minutes; FLAC can hold a lot of silence in a few bytes
 
@@ -169,17 +168,18 @@ def _check_count(num_embeddings: int, num_frames: int) -> None:
         raise ValueError(f"{num_embeddings} embeddings for {num_frames} pictures")
 
 
-def decode_frame(jpeg: bytes) -> UInt8[np.ndarray, "H W 3"]:
+def decode_frame(jpeg: bytes) -> UInt8[np.ndarray, "224 224 3"]:
     """Decode one stored picture.
 
     Raises:
-        CorruptRecordError: it is not a JPEG, is damaged, or has a side above 4096 pixels.
+        CorruptRecordError: it is not a JPEG, is damaged, or is not of 224 x 224 pixels.
     """
     try:
         with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
-            if max(picture.size) > _MAX_FRAME_SIDE:
-                message = f"A stored picture has sides {picture.size}, above {_MAX_FRAME_SIDE} pixels."
-                raise CorruptRecordError(message, "a picture is too large")
+            if picture.size != (FRAME_SIZE, FRAME_SIZE):
+                width, height = picture.size
+                message = f"A stored picture has {width} x {height} pixels, not {FRAME_SIZE} x {FRAME_SIZE}."
+                raise CorruptRecordError(message, "a picture is of another size")
             return np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         message = "A stored picture is not a readable JPEG."

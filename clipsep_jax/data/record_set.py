@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clipsep_jax.config import SAMPLE_RATE_HZ
 from clipsep_jax.data import tfds
 from clipsep_jax.data.record import (
@@ -36,6 +38,7 @@ from clipsep_jax.files import (
 from clipsep_jax.schema import shown
 
 SCHEMA_VERSION = 2
+MOST_RECORD_BYTES = 256 * 2**20  # of one clip
 
 MANIFEST_NAME = "manifest.json"
 LABEL_EMBEDDINGS_NAME = "label_embeddings.safetensors"
@@ -125,7 +128,12 @@ def index_line(record: Record, offset: int, length: int) -> bytes:
     return encode_json(asdict(IndexLine(offset, length, record.id, record.label, record.num_frames, len(record.audio))))
 
 
-def _read_index(folder: Path, shard: Shard) -> list[IndexEntry]:
+def read_index(folder: Path, shard: Shard) -> list[IndexEntry]:
+    """The records of a shard, by its index.
+
+    Raises:
+        InputError: the shard or its index is missing, or is not what the manifest says.
+    """
     path = index_path(folder / shard.name)
     otherwise = "is not an index of records; restore it or prepare the records again."
     try:
@@ -136,17 +144,63 @@ def _read_index(folder: Path, shard: Shard) -> list[IndexEntry]:
     if (len(lines), size) != (shard.num_records, shard.num_bytes):
         text = f"{len(lines)} records in {size} bytes, but the manifest says {shard.num_records} in {shard.num_bytes}"
         raise InputError(f"{folder / shard.name} has {text}; restore the file or prepare the records again.")
-    if not all(_lies_within(line, size) for line in lines):
+    if not _tile(lines, size):
         raise InputError(f"{path} points outside of its shard; restore it or prepare the records again.")
+    if any(line.length > MOST_RECORD_BYTES for line in lines):
+        raise InputError(f"{path} names a record above {MOST_RECORD_BYTES >> 20} MiB; prepare shorter clips.")
     return [
         IndexEntry(line.offset, line.length, line.id, line.label, line.num_frames, line.num_samples, shard.name, number)
         for number, line in enumerate(lines)
     ]
 
 
-def _lies_within(line: IndexLine, num_bytes: int) -> bool:
-    are_counts = min(line.offset, line.length, line.num_frames, line.num_samples) >= 0
-    return are_counts and line.offset + line.length + FRAMING_BYTES <= num_bytes
+def _tile(lines: Iterable[IndexLine], num_bytes: int) -> bool:
+    """Whether records follow each other without a gap, up to the end of their shard."""
+    end = 0
+    for line in lines:
+        if line.offset != end or min(line.length, line.num_frames, line.num_samples) < 0:
+            return False
+        end += line.length + FRAMING_BYTES
+    return end == num_bytes
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the records of a folder hold.
+
+    Attributes:
+        labels: that they may have.
+        query_size: of the embeddings of their pictures; None if they have no embeddings.
+    """
+
+    labels: frozenset[str]
+    query_size: int | None
+
+    def check(self, record: Record, line: IndexLine) -> None:
+        """Check one record, read with or without its pictures.
+
+        Raises:
+            CorruptRecordError: it is not what its folder's manifest and index say.
+        """
+        fault = self._fault(record, line)
+        if fault:
+            raise CorruptRecordError(f"It does not suit its folder ({fault}); prepare the records again.", fault)
+
+    def _fault(self, record: Record, line: IndexLine) -> str:
+        embeddings = record.frame_embeddings
+        if not len(record.audio):
+            return "it holds no audio"
+        if (record.id, record.label, len(record.audio)) != (line.id, line.label, line.num_samples):
+            return "its index tells something else"
+        if record.label and record.label not in self.labels:
+            return f"its label {shown(record.label)} is not in the manifest"
+        if (record.frames or embeddings is not None) and record.num_frames != line.num_frames:
+            return "its index tells another number of pictures"
+        if embeddings is None:
+            return "it holds no embeddings" if self.query_size is not None and line.num_frames else ""
+        if embeddings.shape[1] != self.query_size:
+            return f"its embeddings have size {embeddings.shape[1]}, not {self.query_size}"
+        return "" if np.isfinite(embeddings).all() else "its embeddings hold numbers that are not finite"
 
 
 class RecordSplit:
@@ -155,14 +209,17 @@ class RecordSplit:
     Reading is safe from many threads, and the object can be sent to other processes: it holds no open file.
     """
 
-    def __init__(self, folder: Path, name: str, shards: Sequence[Shard], *, with_frames: bool = True) -> None:
+    def __init__(
+        self, folder: Path, name: str, shards: Sequence[Shard], contents: Contents, *, with_frames: bool = True
+    ) -> None:
         """Read the indexes of the shards; `with_frames=False` leaves the pictures out of the records.
 
         Raises:
             InputError: a shard or an index is missing, or is not what the manifest says.
         """
         self.name = name
-        self.entries = [entry for shard in shards for entry in _read_index(folder, shard)]
+        self.entries = [entry for shard in shards for entry in read_index(folder, shard)]
+        self._contents = contents
         self.folder = folder
         self._with_frames = with_frames
         self._digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
@@ -178,7 +235,7 @@ class RecordSplit:
         """Read one record and check it.
 
         Raises:
-            CorruptRecordError: its bytes changed since they were written.
+            CorruptRecordError: its bytes changed since they were written, or do not suit the folder.
             IndexError: there is no such record.
         """
         return self._read(index, self._with_frames, decode=False)
@@ -194,6 +251,7 @@ class RecordSplit:
         where = f"{self.folder / entry.shard}: record {entry.number}"
         try:
             record = decode_record(unframed(data, entry.length), with_frames=with_frames)
+            self._contents.check(record, entry)
             for jpeg in record.frames if decode else ():
                 decode_frame(jpeg)
             return record
@@ -225,6 +283,11 @@ class Manifest:
     command: tuple[str, ...] = ()  # that prepared them
     audio_encoding: AudioEncoding = "pcm16"
     other_files: dict[str, str] = field(default_factory=dict)  # SHA-256 of the ledger and the label embeddings
+
+    @property
+    def contents(self) -> Contents:
+        """What every record holds."""
+        return Contents(frozenset(self.labels), self.encoder.query_size if self.encoder else None)
 
 
 @dataclass(frozen=True)
@@ -322,4 +385,5 @@ class RecordSet:
         """Open one split; an InputError lists the existing ones, or names a file that has changed."""
         if name not in self.manifest.splits:
             raise InputError(f"{self.folder} has no split {name!r}; it has {', '.join(self.splits)}.")
-        return RecordSplit(self.folder, name, self.manifest.splits[name], with_frames=with_frames)
+        shards, contents = self.manifest.splits[name], self.manifest.contents
+        return RecordSplit(self.folder, name, shards, contents, with_frames=with_frames)

@@ -11,12 +11,12 @@ from clipsep_jax.data import batches as input
 from clipsep_jax.data import record_set as record_sets
 from clipsep_jax.data.batches import TolerantReader
 from clipsep_jax.data.clips import ClipReader, centre_range, centre_samples, crop_audio, pictures_around
-from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, RecordSet, RecordSplit, write_shard
+from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, Contents, RecordSet, RecordSplit, write_shard
 from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.queries.kinds import KINDS
 from clipsep_jax.queries.table import EmbeddingTable
 from clipsep_jax.structures import Batch
-from tests.small import QUERY_SIZE, make_record, make_records, small_config
+from tests.small import LABELS, QUERY_SIZE, make_record, make_records, small_config
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +269,7 @@ def test_what_was_written_wrong_is_replaced_too(tmp_path, monkeypatch, part):
     shard = write_shard(tmp_path / "a.tfrecord", [broken, make_record(1)])
     config = small_config(tmp_path)
     reader = ClipReader(config.data, config.spectrogram, None, frames=True)
-    split = RecordSplit(tmp_path, "train", [shard])
+    split = RecordSplit(tmp_path, "train", [shard], Contents(frozenset(LABELS), QUERY_SIZE))
     read = TolerantReader(split, reader)
     named = r"a\.tfrecord: record 0: The bytes" if part == "record" else r"clip0\.mp4, picture 1: A stored picture"
     with pytest.warns(InputWarning, match=rf"{named} .* [Pp]repare the records again\. clip1\.mp4 is used"):

@@ -111,10 +111,10 @@ def jpeg_of(picture: Image.Image, format: str = "JPEG") -> bytes:
 
 
 def test_decode_frame():
-    pixels = decode_frame(jpeg_of(Image.new("RGB", (30, 20), (200, 10, 60))))
-    assert pixels.shape == (20, 30, 3)
+    pixels = decode_frame(jpeg_of(Image.new("RGB", (224, 224), (200, 10, 60))))
+    assert pixels.shape == (224, 224, 3)
     assert np.abs(pixels.astype(int) - (200, 10, 60)).max() <= 2
-    assert decode_frame(jpeg_of(Image.new("L", (8, 8), 7))).shape == (8, 8, 3)
+    assert decode_frame(jpeg_of(Image.new("L", (224, 224), 7))).shape == (224, 224, 3)
 
 
 @pytest.mark.parametrize(
@@ -122,11 +122,12 @@ def test_decode_frame():
     [
         b"",
         b"not a picture",
-        jpeg_of(Image.new("RGB", (64, 64)))[:100],
-        jpeg_of(Image.new("RGB", (8, 8)), "PNG"),
+        jpeg_of(Image.new("RGB", (224, 224)))[:100],
+        jpeg_of(Image.new("RGB", (224, 224)), "PNG"),
+        jpeg_of(Image.new("RGB", (224, 223))),
         jpeg_of(Image.new("L", (4097, 1))),
     ],
 )
-def test_decode_frame_refuses_other_bytes_and_giant_pictures(data):
+def test_decode_frame_refuses_other_bytes_and_sizes(data):
     with pytest.raises(CorruptRecordError, match="stored picture"):
         decode_frame(data)

@@ -11,6 +11,7 @@ import pytest
 
 from clipsep_jax.data.record import CorruptRecordError, Record, encode_record
 from clipsep_jax.data.record_set import (
+    Contents,
     EncoderInfo,
     Manifest,
     RecordSet,
@@ -21,6 +22,8 @@ from clipsep_jax.data.record_set import (
 )
 from clipsep_jax.errors import InputError
 from tests.data.test_record import assert_same, make_record
+
+CONTENTS = Contents(frozenset({"dog", "cat"}), 4)
 
 
 def write_set(folder: Path, num_shards: int = 2, num_records: int = 3, **fields) -> list[Record]:
@@ -90,7 +93,7 @@ def test_golden_bytes_of_a_shard(tmp_path):
 def test_a_file_name_that_is_not_utf8_survives(tmp_path):
     record = replace(make_record(), id=b"\xff.mp4".decode("utf-8", "surrogateescape"))
     shard = write_shard(tmp_path / "a.tfrecord", [record])
-    split = RecordSplit(tmp_path, "train", [shard])
+    split = RecordSplit(tmp_path, "train", [shard], CONTENTS)
     assert split[0].id == split.entries[0].id == record.id
 
 
@@ -134,7 +137,7 @@ def test_repr_tells_content_not_place(tmp_path):
 
 def test_any_flipped_bit_is_found(tmp_path):
     shard = write_shard(tmp_path / "a.tfrecord", [make_record(seed, num_frames=1) for seed in range(2)])
-    split = RecordSplit(tmp_path, "train", [shard])
+    split = RecordSplit(tmp_path, "train", [shard], CONTENTS)
     good = (tmp_path / "a.tfrecord").read_bytes()
     start = split.entries[1].offset
     for position in [*range(start, start + 14), *range(start + 14, len(good), 97), *range(len(good) - 4, len(good))]:

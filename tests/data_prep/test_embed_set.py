@@ -89,8 +89,8 @@ def assert_embedded(records: Path, encoder, plain: Path) -> None:
     assert set(manifest.other_files) == {"ledger.jsonl", "label_embeddings.safetensors"}
     for name, shards in bare.splits.items():
         for old, new in zip(shards, manifest.splits[name], strict=True):
-            wanted = embed_records(list(RecordSplit(plain, name, [old])), encoder)
-            found = RecordSplit(records, name, [new])
+            wanted = embed_records(list(RecordSplit(plain, name, [old], bare.contents)), encoder)
+            found = RecordSplit(records, name, [new], manifest.contents)
             assert [encode_record(record) for record in found] == [encode_record(record) for record in wanted]
     table, wanted = EmbeddingTable.load(records / "label_embeddings.safetensors"), label_table(("cat", "dog"), encoder)
     assert table.labels == wanted.labels
@@ -284,7 +284,7 @@ def spoil_pictures(folder: Path, *ids: str) -> None:
     for name, shards in manifest.splits.items():
         new = []
         for shard in shards:
-            old = list(RecordSplit(folder, name, [shard]))
+            old = list(RecordSplit(folder, name, [shard], manifest.contents))
             spoilt = [replace(record, frames=(b"J",) * len(record.frames)) for record in old]
             pairs = zip(old, spoilt, strict=True)
             new.append(write_shard(folder / shard.name, [bad if bad.id in ids else good for good, bad in pairs]))
