@@ -30,6 +30,44 @@ CONFIGS_FOLDER = Path(__file__).parent / "configs"
 MOST_ASSIGNMENTS = 4_096  # of masks to mixtures, all of which a step tries
 SAMPLE_RATE_HZ = 16_000  # of records, models and everything that is separated
 
+_MOST_STEPS = 10**12
+
+# The least and the largest value of each whole number: some times what anybody has trained with, so that a config that
+# came with a model cannot ask for more memory or time than its weights are worth.
+RANGES = {
+    "spectrogram.num_samples": (1, 2**24),
+    "spectrogram.fft_size": (1, 2**16),
+    "spectrogram.hop_samples": (1, 2**16),
+    "spectrogram.num_warped_bins": (1, 2**13),
+    "mixing.sources_per_target": (1, 64),
+    "model.num_levels": (1, 16),
+    "model.width": (1, 2**10),
+    "model.num_channels": (1, 2**12),
+    "model.num_noise_heads": (0, 256),
+    "model.query_size": (1, 2**16),
+    "objective.noise_warmup_steps": (0, _MOST_STEPS),
+    "data.num_sources": (1, 64),
+    "data.batch_size": (1, 2**20),
+    "data.frames_per_clip": (1, 10_000),
+    "data.frame_margin": (0, 10_000),
+    "data.read_threads": (1, 10_000),
+    "data.num_dropped_pairs": (0, 2**20),
+    "data.similar_pairs_from_step": (0, _MOST_STEPS),
+    "optimizer.warmup_steps": (0, _MOST_STEPS),
+    "optimizer.decay_end_step": (0, _MOST_STEPS),
+    "train.steps": (1, _MOST_STEPS),
+    "train.seed": (0, 2**63 - 1),
+    "train.log_every": (1, _MOST_STEPS),
+    "train.validate_every": (1, _MOST_STEPS),
+    "train.validation_batches": (1, 2**20),
+    "train.board_mixtures": (0, 1_000),
+    "train.max_skipped_in_row": (1, _MOST_STEPS),
+    "train.hang_seconds": (1, 10**9),
+    "checkpoint.save_every": (1, _MOST_STEPS),
+    "checkpoint.keep_latest": (1, 2**20),
+}
+_MOST_CELLS = 2**26  # frames times samples of each, 256 times the official ones
+
 
 def _from_data() -> Any:
     """A size that is not an option: the kind of query fills it in from the data."""
@@ -311,21 +349,17 @@ def _check_targets(config: Config) -> None:
 
 
 def _check_numbers(config: Config) -> None:
-    positive = {
-        "spectrogram": ("num_samples", "fft_size", "hop_samples", "num_warped_bins"),
-        "model": ("num_levels", "width", "num_channels", "query_size"),
-        "mixing": ("sources_per_target",),
-        "data": ("num_sources", "batch_size", "frames_per_clip", "read_threads"),
-        "train": ("steps", "log_every", "validate_every", "validation_batches", "max_skipped_in_row", "hang_seconds"),
-        "checkpoint": ("save_every", "keep_latest"),
-    }
-    for group, names in positive.items():
-        for name in names:
-            value = getattr(getattr(config, group), name)
-            if value < 1:
-                raise InputError(f"config.{group}.{name} is {value}; it must be at least 1.")
-    if config.train.seed < 0:
-        raise InputError(f"config.train.seed is {config.train.seed}; it must be at least 0.")
+    for name, (least, most) in RANGES.items():
+        group, option = name.split(".")
+        value = getattr(getattr(config, group), option)
+        if not least <= value <= most:
+            limit = f"at least {least}" if value < least else f"at most {most:,}"
+            raise InputError(f"config.{name} is {value}; it must be {limit}.")
+    if config.spectrogram.num_frames * config.spectrogram.fft_size > _MOST_CELLS:
+        raise InputError(
+            f"The spectrogram has {config.spectrogram.num_frames:,} frames of {config.spectrogram.fft_size} samples, "
+            f"above {_MOST_CELLS:,} in all; choose fewer config.spectrogram.num_samples or larger hop_samples."
+        )
     if config.spectrogram.fft_size % config.spectrogram.hop_samples:
         raise InputError("config.spectrogram.fft_size must be a multiple of hop_samples.")
 

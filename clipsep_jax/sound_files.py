@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from clipsep_jax.config import SAMPLE_RATE_HZ
-from clipsep_jax.data_prep.decode.limits import MAX_FILE_SECONDS, check_is_file
+from clipsep_jax.data_prep.decode.limits import MAX_RECORDING_SECONDS, check_duration, check_file, check_sound_format
 from clipsep_jax.data_prep.decode.media import decode
 from clipsep_jax.data_prep.decode.refusal import Refused, refuse
 from clipsep_jax.data_prep.decode.sound import check_finite
@@ -15,16 +15,18 @@ from clipsep_jax.files import atomic_write
 
 LIBSNDFILE_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".aif", ".aiff"}  # FFmpeg reads the others
 
+_BLOCK_SAMPLES = 2**18
+
 # What to do about a refused file, by reason.
 _ADVICE = {
     "missing": "give a sound or video file",
     "no_audio": "give a recording with sound",
-    "oversize": "cut it into shorter files",
+    "oversize": "cut it into shorter files, or allow it by --max-hours",
     "undecodable": "export it again, as WAV or MP4",
 }
 
 
-def read_sound(path: Path) -> Float32[np.ndarray, " L"]:
+def read_sound(path: Path, max_seconds: int = MAX_RECORDING_SECONDS) -> Float32[np.ndarray, " L"]:
     """Read the sound of a sound or video file: mono (the mean of its channels) at 16 kHz, finite.
 
     The reasons and messages of refusals are those of `clipsep prepare` (docs/records.md).
@@ -34,27 +36,42 @@ def read_sound(path: Path) -> Float32[np.ndarray, " L"]:
     """
     try:
         if path.suffix.lower() in LIBSNDFILE_SUFFIXES:
-            return _read_by_libsndfile(path)
-        return decode(path, pictures=False, max_seconds=MAX_FILE_SECONDS).audio
+            return _read_by_libsndfile(path, max_seconds)
+        return decode(path, pictures=False, max_seconds=max_seconds).audio
     except Refused as refusal:
         advice = _ADVICE[refusal.reason]
         raise InputError(f"{path} cannot be read as sound: {refusal.detail}; {advice}.") from refusal
 
 
-def _read_by_libsndfile(path: Path) -> Float32[np.ndarray, " L"]:
+def _read_by_libsndfile(path: Path, max_seconds: int) -> Float32[np.ndarray, " L"]:
+    """Block by block, since a small file can hold, or claim, more than fits into memory."""
     import librosa
     import soundfile
+    import soxr
 
+    check_file(path)
+    resampled, num_samples = [], 0
     try:
-        check_is_file(path)
-        samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            rate_hz = file.samplerate
+            check_sound_format(rate_hz, file.channels)
+            resampler = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ")
+            for block in file.blocks(_BLOCK_SAMPLES, dtype="float32", always_2d=True):
+                if not len(block):  # the header claimed more
+                    break
+                mono = block.mean(axis=1)
+                check_finite(mono)
+                num_samples += len(mono)
+                check_duration(num_samples / rate_hz, max_seconds)
+                resampled.append(mono if rate_hz == SAMPLE_RATE_HZ else resampler.resample_chunk(mono))
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
         refuse("undecodable", f"it cannot be decoded: {str(error).rstrip('.')}")
-    if not len(samples):
+    if not num_samples:
         refuse("no_audio", "it holds no samples")
-    mono = samples.mean(axis=1)
-    check_finite(mono)
-    return np.asarray(librosa.resample(mono, orig_sr=rate_hz, target_sr=SAMPLE_RATE_HZ), np.float32)
+    if rate_hz != SAMPLE_RATE_HZ:
+        resampled.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    length = -(-num_samples * SAMPLE_RATE_HZ // rate_hz)
+    return librosa.util.fix_length(np.concatenate(resampled), size=length)
 
 
 def write_sound(path: Path, waveform: Float32[np.ndarray, " L"], sample_rate_hz: int) -> None:

@@ -1,13 +1,13 @@
 """Configs: every file in configs/ builds, wrong values are refused."""
 
 import importlib
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from clipsep_jax.config import Config, QueryKind, default_config
+from clipsep_jax.config import RANGES, Config, QueryKind, default_config
 from clipsep_jax.configs import base
 from clipsep_jax.errors import InputError
 from clipsep_jax.queries.kinds import KINDS, kind_of
@@ -30,6 +30,16 @@ def test_defaults_are_the_official_ones():
     config = Config()
     assert (config.spectrogram.num_frames, config.spectrogram.num_bins) == (256, 513)
     assert Config.from_config_dict(default_config()) == config
+
+
+def test_every_whole_number_has_its_limits():
+    numbers = {
+        f"{group.name}.{option.name}"
+        for group in fields(Config)
+        for option in fields(group.default_factory)
+        if option.type is int and not option.metadata and group.compare
+    }
+    assert numbers == set(RANGES)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +71,11 @@ def test_defaults_are_the_official_ones():
         ({"model": {"num_learned_queries": 2}}, 'goes with config.query.kind = "none"'),
         ({"train": {"validate_every": 0}}, "must be at least 1"),
         ({"train": {"seed": -1}}, "at least 0"),
+        ({"train": {"seed": 2**63}}, r"train\.seed is 9223372036854775808; it must be at most"),
+        ({"model": {"num_noise_heads": 10_000_000}}, r"num_noise_heads is 10000000; it must be at most 256"),
+        ({"spectrogram": {"num_samples": 3 * 10**13}}, r"num_samples is 30000000000000; .* at most 16,777,216"),
+        ({"spectrogram": {"num_samples": 2**24 - 1, "hop_samples": 1}}, r"16,777,216 frames of 1024 samples, above"),
+        ({"data": {"frames_per_clip": 10**9}}, r"frames_per_clip is 1000000000; it must be at most 10,000"),
         ({"spectrogram": {"sample_rate_hz": 44_100}}, "must be 16000"),
         ({"spectrogram": {"hop_samples": 300}}, "multiple of hop_samples"),
         ({"query": {"kind": "sentence"}}, r"config\.query\.table"),

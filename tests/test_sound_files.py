@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import soundfile
@@ -63,6 +65,48 @@ def test_channels_are_averaged_and_other_rates_resampled(tmp_path):
     assert sound.dtype == np.float32
     wanted = 0.4 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
     np.testing.assert_allclose(sound[200:-200], wanted[200:-200], atol=2e-3)
+
+
+def _flac_claiming(path, num_samples: int):
+    """A second of sound under a header that claims more."""
+    soundfile.write(path, tone(1.0, 16_000, gains=(0.5,))[0], 16_000)
+    data = bytearray(path.read_bytes())
+    data[21] = (data[21] & 0xF0) | num_samples >> 32
+    data[22:26] = (num_samples & 0xFFFFFFFF).to_bytes(4, "big")
+    path.write_bytes(data)
+
+
+def test_a_header_that_claims_more_than_there_is_takes_no_memory(tmp_path):
+    _flac_claiming(tmp_path / "a.flac", 2**36 - 1)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"a\.flac cannot be read as sound: it cannot be decoded"):
+        read_sound(tmp_path / "a.flac")
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.mka"])
+def test_a_small_file_of_much_silence_is_refused_before_it_fills_the_memory(tmp_path, name):
+    with soundfile.SoundFile(tmp_path / name, "w", 48_000, 8, "PCM_16", format="FLAC") as file:
+        for _ in range(100):
+            file.write(np.zeros((48_000, 8), np.int16))
+    assert (tmp_path / name).stat().st_size < 300_000
+    tracemalloc.start()
+    with pytest.raises(InputError, match=f"{name}.* s, above 60 s; cut it into shorter files, or .* --max-hours"):
+        read_sound(tmp_path / name, max_seconds=60)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.mka"])
+@pytest.mark.parametrize(
+    ("rate_hz", "num_channels", "words"),
+    [(1, 1, "its sample rate is 1 Hz, not from 1000 to 768000 Hz"), (16_000, 65, "65 channels, above 64")],
+)
+def test_a_format_that_no_recording_has_is_refused(tmp_path, name, rate_hz, num_channels, words):
+    soundfile.write(tmp_path / name, np.zeros((1_600, num_channels), np.int16), rate_hz, format="WAV")
+    with pytest.raises(InputError, match=f"{name}.*({words}|decoded)"):
+        read_sound(tmp_path / name)
 
 
 def test_a_sound_that_is_written_comes_back_clipped(tmp_path):

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipsep_jax.cli.options import add_model_option
+from clipsep_jax.cli.options import add_model_option, positive
 
 DESCRIPTION = '  clipsep separate street.wav --model runs/nit --query "a photo of accordion" --out separated'
 
@@ -16,6 +16,13 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--query", action="append", default=[], metavar="TEXT", help="what to pull out; repeatable (PIT takes none)"
     )
+    parser.add_argument(
+        "--max-hours",
+        type=positive,
+        default=1,
+        metavar="HOURS",
+        help="refuse longer recordings; one takes 0.25 GB of memory for each hour, query and what remains (default: 1)",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the wav files")
 
 
@@ -26,7 +33,7 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     from clipsep_jax.sound_files import read_sound, write_sound
 
     separator = Separator.load(options.model)
-    waveform = read_sound(options.input)
+    waveform = read_sound(options.input, 3_600 * options.max_hours)
     names = options.query or [f"source {n + 1}" for n in range(separator.config.model.num_learned_queries)]
     separator.embed(options.query)  # refuses a bad query before anything is written
     options.out.mkdir(parents=True, exist_ok=True)

@@ -20,13 +20,11 @@ CODECS = frozenset({
 
 MAX_FILE_BYTES = 4 * 2**30
 MAX_SECONDS = 20 * 60  # of a clip
-MAX_FILE_SECONDS = 12 * 60 * 60  # of a file that a segment is cut from, and of a recording to separate
+MAX_FILE_SECONDS = 12 * 60 * 60  # of a file that a segment is cut from
+MAX_RECORDING_SECONDS = 60 * 60  # of a recording to separate, unless more is asked for
+RATES_HZ = (1_000, 768_000)
+MAX_CHANNELS = 64
 MAX_PIXELS = 8192 * 4352  # of one picture
-
-
-def check_is_file(path: Path) -> None:
-    """Raise `Refused` if there is no such file, or it is a folder, a pipe or a device."""
-    _size_of(path)
 
 
 def check_file(path: Path) -> None:
@@ -50,6 +48,15 @@ def check_duration(seconds: float, max_seconds: int) -> None:
     """Raise `Refused` if a clip or file is too long."""
     if seconds > max_seconds:
         refuse("oversize", f"{seconds:.0f} s, above {max_seconds} s")
+
+
+def check_sound_format(rate_hz: int, num_channels: int) -> None:
+    """Raise `Refused` at a sample rate or a number of channels that no recording has."""
+    least, most = RATES_HZ
+    if not least <= rate_hz <= most:
+        refuse("undecodable", f"its sample rate is {rate_hz} Hz, not from {least} to {most} Hz")
+    if num_channels > MAX_CHANNELS:
+        refuse("oversize", f"{num_channels} channels, above {MAX_CHANNELS}")
 
 
 def check_picture_size(width: int, height: int) -> None:

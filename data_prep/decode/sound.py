@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Int16
 
 from clipsep_jax.config import SAMPLE_RATE_HZ
-from clipsep_jax.data_prep.decode.limits import check_duration
+from clipsep_jax.data_prep.decode.limits import check_duration, check_sound_format
 from clipsep_jax.data_prep.decode.refusal import refuse
 from clipsep_jax.data_prep.ledger import dbfs
 
@@ -30,6 +30,7 @@ class Sound:
         self._resampler = AudioResampler(format="fltp", rate=SAMPLE_RATE_HZ)
 
     def add(self, frame: Any) -> None:
+        check_sound_format(frame.sample_rate, frame.layout.nb_channels)
         seconds = Fraction(frame.samples, frame.sample_rate)
         if self._offset_samples is None:
             time = time_of(frame)
