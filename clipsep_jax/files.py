@@ -12,7 +12,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import GenericAlias
 from typing import Any, BinaryIO, TypeVar
@@ -78,15 +78,23 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def staged_folder(folder: Path) -> Iterator[Path]:
+def staged_folder(folder: Path, last: str = "") -> Iterator[Path]:
     """Give a scratch folder whose files move into `folder`, each whole, once the block ends without an error.
 
-    A folder in it moves as one; its target must be missing or empty. After an error, nothing of it is left.
+    A folder in it moves as one; its target must be missing or empty. After an error, nothing of it is left. The file
+    named `last` moves after all others.
     """
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
-        yield Path(scratch)
-        move_all(Path(scratch), folder)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+            yield Path(scratch)
+            move_all(Path(scratch), folder, last)
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # not empty, if moving failed half way
+                folder.rmdir()
+        raise
 
 
 def move_all(scratch: Path, folder: Path, last: str = "") -> None:

@@ -1,9 +1,11 @@
 """Tensor files: safetensors and PyTorch's, and one table that renames tensors both ways."""
 
 import re
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,9 @@ from flax import nnx
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import atomic_write
 
+if TYPE_CHECKING:
+    import torch
+
 WEIGHTS_FILE = "model.safetensors"
 
 
@@ -19,6 +24,9 @@ LINEAR = (1, 0)  # [out, in] -> [in, out]
 CONV = (2, 3, 1, 0)  # OIHW -> HWIO
 UP_CONV = (1, 2, 3, 0)  # OIHW -> IHWO
 
+MOST_WEIGHTS_BYTES = 16 * 2**30  # of a file; the largest CLIP that was published has 10 GB
+_MOST_TENSORS = 100_000
+_MOST_NAME_LETTERS = 1_000
 _MOST_NAMED = 20
 
 
@@ -69,13 +77,13 @@ def load_tensors(
     tensors: Mapping[str, np.ndarray],
     rules: Sequence[Rule],
     source: str,
-    unused: Mapping[str, tuple[int, ...]] = {},
+    unused: Mapping[str, np.ndarray] = {},
 ) -> None:
     """Fill every variable of a module, concrete or abstract, in place; random-number state is left alone.
 
     Args:
         source: what the tensors were read from, for messages.
-        unused: names and shapes of tensors that must be there too, though the module has no place for them.
+        unused: tensors like which others must be there too, though the module has no place for them.
 
     Raises:
         InputError: names every tensor that is missing, has another shape or type, or has no place in the module.
@@ -84,7 +92,10 @@ def load_tensors(
     for path, variable in _variables(module):
         name, rule = _published(path, rules)
         places[name] = path, variable, rule
-    shapes = {name: rule.their_shape(variable.shape) for name, (_, variable, rule) in places.items()} | dict(unused)
+    shapes = {name: rule.their_shape(variable.shape) for name, (_, variable, rule) in places.items()}
+    types = {name: np.dtype(variable.dtype) for name, (_, variable, _) in places.items()}
+    shapes |= {name: tensor.shape for name, tensor in unused.items()}
+    types |= {name: tensor.dtype for name, tensor in unused.items()}
     missing = [name for name in shapes if name not in tensors]
     misshapen = [
         f"{name} {tensors[name].shape} instead of {shape}"
@@ -94,8 +105,8 @@ def load_tensors(
     unknown = [name for name in tensors if name not in shapes and not any(rule.ignores(name) for rule in rules)]
     mistyped = [
         f"{name} {tensors[name].dtype}"
-        for name, (_, variable, _) in places.items()
-        if name in tensors and tensors[name].dtype.kind != np.dtype(variable.dtype).kind
+        for name, dtype in types.items()
+        if name in tensors and tensors[name].dtype.kind != dtype.kind
     ]
     faults = {"missing": missing, "of another shape": misshapen, "of another type": mistyped, "unknown": unknown}
     _refuse(source, faults)
@@ -146,17 +157,36 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     Raises:
         InputError: the file is missing or damaged, or holds numbers that are not finite in float32.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open
 
     path = path / WEIGHTS_FILE if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"{path} is missing; save the model with safe serialization (safetensors) first.")
+    _check_size(path)
     try:
-        tensors = load_file(path)
+        with safe_open(path, framework="numpy") as file:
+            _check_names(path, file.keys())
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged ({error}); fetch it again.") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a type that NumPy lacks
+        raise InputError(
+            f"{path} holds numbers of a type that cannot be read ({error}); save it in float32."
+        ) from error
     return _finite(path, {name: _single_precision(tensor) for name, tensor in tensors.items()})
+
+
+def _check_size(path: Path) -> None:
+    if path.stat().st_size > MOST_WEIGHTS_BYTES:
+        raise InputError(f"{path} is larger than {MOST_WEIGHTS_BYTES >> 30} GiB; give the weights of a model.")
+
+
+def _check_names(path: Path, names: Collection[str]) -> None:
+    if len(names) > _MOST_TENSORS or any(len(name) > _MOST_NAME_LETTERS for name in names):
+        raise InputError(
+            f"{path} holds more than {_MOST_TENSORS:,} tensors, or names of more than {_MOST_NAME_LETTERS:,} letters; "
+            "give the weights of a model."
+        )
 
 
 def _finite(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -211,6 +241,10 @@ def read_torch_tensors(path: Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError as error:
         raise InputError(f"{path} can only be read by PyTorch; install it (pip install torch).") from error
+    if not path.is_file():
+        raise InputError(f"{path} is missing; give a file that PyTorch saved.")
+    _check_size(path)
+    _check_plain_archive(path)
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader fails in many ways
@@ -219,8 +253,38 @@ def read_torch_tensors(path: Path) -> dict[str, np.ndarray]:
     pairs = values.items() if isinstance(values, dict) else [(None, None)]
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in pairs):
         raise InputError(f"{path} holds more than tensors; save the model's state_dict() alone.")
-    floats = {name: value.float() for name, value in values.items() if value.is_floating_point()}
-    return _finite(path, {name: tensor.detach().numpy() for name, tensor in (values | floats).items()})
+    _check_names(path, values.keys())
+    odd = [name for name, tensor in values.items() if not _is_plain(tensor)]
+    if odd:
+        raise InputError(f"{path} holds tensors that are not plain arrays ({_listed(odd)}); save the model's own.")
+    return _finite(path, {name: _to_numpy(tensor) for name, tensor in values.items()})
+
+
+def _check_plain_archive(path: Path) -> None:
+    """Refuse an archive that takes more memory than its size: PyTorch writes without compression."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [item for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
+            num_bytes = sum(item.file_size for item in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(f"{path} is damaged ({error}); give another file.") from error
+    if packed or num_bytes > path.stat().st_size:
+        raise InputError(f"{path} is compressed, which PyTorch's own files are not; save the state_dict() again.")
+
+
+def _is_plain(tensor: "torch.Tensor") -> bool:
+    """Whether a tensor is an array of numbers that lie in memory, each in a place of its own."""
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes() and not tensor.is_conj()
+
+
+def _to_numpy(tensor: "torch.Tensor") -> np.ndarray:
+    return (tensor.float() if tensor.is_floating_point() else tensor).detach().resolve_neg().numpy()
 
 
 def _single_precision(tensor: np.ndarray) -> np.ndarray:

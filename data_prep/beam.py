@@ -3,7 +3,6 @@
 The workers must see inputs and output under the same paths, as on a shared file system or a mounted bucket.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from clipsep_jax.data_prep.pool import Reader, ReaderPool
 from clipsep_jax.data_prep.writer import Block, write_block
 from clipsep_jax.errors import InputError
+from clipsep_jax.terminal import say
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class BeamRunner:
         Raises:
             InputError: the pipeline failed.
         """
-        print(f"{len(blocks)} blocks of clips run on {self.runner}.", file=sys.stderr)
+        say(f"{len(blocks)} blocks of clips run on {self.runner}.", error=True)
         try:
             options = PipelineOptions([f"--runner={self.runner}", *self.arguments])
             with beam.Pipeline(options=options) as pipeline:

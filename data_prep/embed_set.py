@@ -38,6 +38,7 @@ from clipsep_jax.encoders.base import Encoder, NoTextError
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import move_all, read_json, sha256_of, write_json
 from clipsep_jax.queries.table import EmbeddingTable
+from clipsep_jax.terminal import say
 
 _OPTIONS_NAME = "options.json"
 _STAGED_NAME = "records"
@@ -103,7 +104,7 @@ def embed_record_set(
     info = EncoderInfo(encoder.name, encoder.sha256, encoder.query_size)
     if not _needs_work(records, manifest, info, drop_frames):
         shutil.rmtree(records / EMBEDDING_NAME, ignore_errors=True)
-        print(f"{records} already holds these embeddings: nothing to do.", file=sys.stderr)
+        say(f"{records} already holds these embeddings: nothing to do.", error=True)
         return manifest
     known = _made_by(info, manifest)
     table = None if known else _table_of(manifest, encoder)
@@ -175,7 +176,7 @@ def _begin(records: Path, encoder: EncoderInfo, change: Change) -> Path:
     options = {"encoder": encoder.sha256, "drop_frames": change.drop_frames, "batch_size": change.batch_size}
     options["manifest"] = sha256_of(records / MANIFEST_NAME)
     if work.is_dir() and not _holds(work / _OPTIONS_NAME, options):
-        print(f"{work} is of an unfinished run with other options: started anew.", file=sys.stderr)
+        say(f"{work} is of an unfinished run with other options: started anew.", error=True)
         shutil.rmtree(work)
     (work / _STAGED_NAME).mkdir(parents=True, exist_ok=True)
     write_json(work / _OPTIONS_NAME, options, indent=None)
@@ -263,7 +264,7 @@ def _write_shard(
         new = change.of(list(whole.values())) if change.leave_out_damaged else []
     left_out = {split.entries[number].id: fault for number, fault in faults.items()}
     for fault in left_out.values():
-        progress.write(fault, file=sys.stderr)
+        say(fault, error=True)
     if left_out and not change.leave_out_damaged:
         return NewShard(shard, left_out)
     written = NewShard(write_shard(staged / shard.name, new, manifest.audio_encoding), left_out)

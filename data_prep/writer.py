@@ -36,6 +36,7 @@ from clipsep_jax.data_prep.pool import DIED, Outcome, Reader, ReaderPool
 from clipsep_jax.data_prep.sources.inputs import SPLITS, Input, file_size, mark_duplicates
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import encode_json, read_json, write_json
+from clipsep_jax.terminal import say
 
 _LOCK_NAME = "lock.partial"
 _PLAN_NAME = "plan.json"
@@ -238,7 +239,7 @@ def _claim(out: Path, plan: str) -> Manifest | None:
         finished = read_manifest(out)
         _expect(out, finished.inputs_sha256 == plan)
         _clear(out)
-        print(f"{out} already holds the records of these inputs: nothing to read.", file=sys.stderr)
+        say(f"{out} already holds the records of these inputs: nothing to read.", error=True)
         return finished
     if (out / _PLAN_NAME).is_file():
         _check_plan(out, plan)
@@ -255,7 +256,7 @@ def _check_plan(out: Path, plan: str) -> None:
     try:
         known = read_json(out / _PLAN_NAME, "is damaged: all inputs are read again.", str)
     except InputError as error:
-        print(error, file=sys.stderr)
+        say(error, error=True)
         shutil.rmtree(out / _PARTS_NAME, ignore_errors=True)
         write_json(out / _PLAN_NAME, plan, indent=None)
     else:

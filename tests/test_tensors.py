@@ -1,4 +1,5 @@
 import json
+import os
 import re
 
 import huggingface_hub
@@ -13,7 +14,7 @@ from safetensors.numpy import save_file
 
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import staged_folder
-from clipsep_jax.hub import MODEL_FILES, copy_folder, resolve_model_folder
+from clipsep_jax.hub import MODEL_FILES, copy_folder, read_weights, resolve_model_folder
 from clipsep_jax.tensors import CONV, LINEAR, Rule, export_tensors, load_tensors, read_tensors, read_torch_tensors
 
 RULES = (
@@ -140,6 +141,28 @@ def test_half_precision_becomes_single_and_integers_stay(tmp_path, half):
     assert tensors["ids"].dtype == np.int64
 
 
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F4", "nonsense"])
+def test_numbers_of_a_type_that_numpy_lacks_are_refused(tmp_path, kind):
+    header = json.dumps({"a": {"dtype": kind, "shape": [2], "data_offsets": [0, 1 if kind == "F4" else 2]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+    with pytest.raises(InputError, match=r"model\.safetensors (is damaged|holds numbers of a type)") as caught:
+        read_tensors(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_of_a_million_letters_is_refused(tmp_path):
+    save_file({".".join(["layer"] * 20_000): np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"model\.safetensors holds more than 100,000 tensors, or names of more than"):
+        read_tensors(tmp_path)
+
+
+def test_a_file_larger_than_any_model_is_not_read(tmp_path):
+    save_file(published(), tmp_path / "model.safetensors")
+    os.truncate(tmp_path / "model.safetensors", 40 * 2**30)  # takes no room on the disk
+    with pytest.raises(InputError, match=r"model\.safetensors is larger than 16 GiB"):
+        read_tensors(tmp_path)
+
+
 def test_no_weights_are_named(tmp_path):
     with pytest.raises(InputError, match=re.escape(str(tmp_path / "model.safetensors"))):
         read_tensors(tmp_path)
@@ -168,14 +191,78 @@ def test_neither_a_folder_nor_an_id(name, tmp_path, monkeypatch):
         resolve_model_folder(name)
 
 
+def the_hub(folder, asked):
+    """A stand-in for the client, which finds nothing in its cache and fetches `folder`."""
+
+    def download(name, allow_patterns=None, local_files_only=False):
+        if local_files_only:
+            raise LocalEntryNotFoundError("no network")
+        asked.update(name=name, patterns=allow_patterns)
+        return str(folder)
+
+    return download
+
+
+def test_pytorchs_weights_are_fetched_only_where_there_are_no_others(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", the_hub(tmp_path, asked))
+    assert resolve_model_folder("owner/name") == tmp_path
+    assert asked["patterns"][-1] == "pytorch_model.bin"
+
+
+def test_what_a_file_names_is_fetched_only_if_asked_for(tmp_path, monkeypatch, capsys):
+    asked = {}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", the_hub(tmp_path, asked))
+    with pytest.raises(InputError, match=r"owner/name, which a file names, .* https://huggingface\.co/owner/name with"):
+        resolve_model_folder("owner/name", download=False)
+    assert not asked
+    assert resolve_model_folder("owner/name") == tmp_path
+    assert "Fetching owner/name from https://huggingface.co/owner/name" in capsys.readouterr().err
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    assert resolve_model_folder("owner/name", download=False) == tmp_path  # fetched before
+    assert capsys.readouterr().err == ""
+
+
+def test_shards_and_pytorchs_file_hold_the_same_weights_and_are_copied(tmp_path):
+    tensors = {"a": np.float32([1.5]), "b": np.arange(3)}
+    for kind in ("safetensors", "shards", "torch"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        for name in ("config.json", "preprocessor_config.json"):
+            (folder / name).write_text("{}")
+        if kind == "safetensors":
+            save_file(tensors, folder / "model.safetensors")
+        elif kind == "shards":
+            files = {name: f"model-0000{n}-of-00002.safetensors" for n, name in enumerate(tensors)}
+            for name, file in files.items():
+                save_file({name: tensors[name]}, folder / file)
+            text = json.dumps({"metadata": {"total_size": 28}, "weight_map": files})
+            (folder / "model.safetensors.index.json").write_text(text)
+        else:
+            half = {"a": torch.tensor(tensors["a"]).half(), "b": torch.tensor(tensors["b"])}
+            torch.save(half, folder / "pytorch_model.bin")
+        copy_folder(folder, tmp_path / f"copy of {kind}")
+        for place in (folder, tmp_path / f"copy of {kind}"):
+            found = read_weights(place)
+            assert found.keys() == tensors.keys()
+            for name, tensor in tensors.items():
+                np.testing.assert_array_equal(found[name], tensor, strict=True)
+
+
+@pytest.mark.parametrize("names", [["../x.safetensors"], ["x.bin"], [3], []])
+def test_a_list_of_shards_that_names_other_files_is_refused(tmp_path, names):
+    text = json.dumps({"weight_map": {str(n): name for n, name in enumerate(names)}})
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json is damaged"):
+        read_weights(tmp_path)
+
+
 def test_the_hub_is_asked_for_nothing_executable(tmp_path, monkeypatch):
     asked = {}
 
-    def download(name, allow_patterns):
-        asked.update(name=name, patterns=allow_patterns)
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", the_hub(tmp_path, asked))
     assert resolve_model_folder("openai/clip-vit-base-patch32") == tmp_path
     assert asked["name"] == "openai/clip-vit-base-patch32"
     assert "model.safetensors" in asked["patterns"]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipsep_jax.cli.options import positive
+from clipsep_jax.terminal import say
 
 DESCRIPTION = "  clipsep demo\n  clipsep demo --videos DIR --labels CSV"
 
@@ -23,4 +24,4 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     from clipsep_jax.demo.demo import run_demo
 
     report = run_demo(options.out, videos=options.videos, labels=options.labels, clip=options.clip, steps=options.steps)
-    print(f"The report is in {report}.")
+    say(f"The report is in {report}.")

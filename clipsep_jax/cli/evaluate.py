@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipsep_jax.cli.options import add_mixture_options, add_model_option
+from clipsep_jax.terminal import say
 
 DESCRIPTION = ""
 
@@ -25,9 +26,9 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     from clipsep_jax.evaluation.tables import table, write_scores
     from clipsep_jax.separation.separator import Separator
 
-    separator = Separator.load(options.model)
+    separator = Separator.load(options.model, download=options.download)
     evaluation = Evaluation(separator, RecordSet(options.records), options.split, options.num_mixtures, options.seed)
     summary, rows = evaluation.run()
-    print(table(summary))
+    say(table(summary))
     if options.out:
-        print(f"Scores are in {write_scores(options.out, summary, rows)}.")
+        say(f"Scores are in {write_scores(options.out, summary, rows)}.")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipsep_jax.errors import InputError
+from clipsep_jax.terminal import say
 
 DESCRIPTION = "  clipsep export-torch runs/nit nit.pt\n  clipsep export-torch runs/nit --official-layout exported"
 
@@ -24,6 +25,6 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     if not options.out and not options.official_layout:
         raise InputError("There is nothing to write; give OUT.pt or --official-layout DIR.")
     if options.out:
-        print(f"The state dict is in {export_torch(options.model, options.out, safetensors=options.safetensors)}.")
+        say(f"The state dict is in {export_torch(options.model, options.out, safetensors=options.safetensors)}.")
     if options.official_layout:
-        print(f"The official layout is in {export_official_layout(options.model, options.official_layout)}.")
+        say(f"The official layout is in {export_official_layout(options.model, options.official_layout)}.")

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipsep_jax.terminal import say
+
 DESCRIPTION = "  clipsep import-torch best_model.pt models/nit --clip openai/clip-vit-base-patch32"
 
 
@@ -25,4 +27,4 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     from clipsep_jax.official.checkpoint import import_torch
 
     out = import_torch(options.checkpoint, options.out, options.system, options.clip, options.train_args)
-    print(f"The model is in {out}; see `clipsep info {out}`.")
+    say(f"The model is in {out}; see `clipsep info {out}`.")

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipsep_jax.terminal import say
+
 DESCRIPTION = ""
 
 
@@ -16,4 +18,4 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     """Prints what a model directory holds."""
     from clipsep_jax.model_dir import describe, open_model_dir
 
-    print(describe(open_model_dir(options.model)))
+    say(describe(open_model_dir(options.model)))

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from clipsep_jax.errors import EXIT_FAILURE, EXIT_INPUT, EXIT_INTERRUPTED, InputError, InputWarning
+from clipsep_jax.terminal import printable, say
 
 # The module of each command has DESCRIPTION, describe(parser) and run(options, overrides).
 COMMANDS = {
@@ -49,13 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             keep_compiled_programs()
             return options.run(options, overrides) or 0
     except InputError as error:
-        print(f"clipsep: {error}", file=sys.stderr)
+        _complain(error)
         return EXIT_INPUT
     except OSError as error:
-        print(f"clipsep: {_os_error(error)}", file=sys.stderr)
+        _complain(_os_error(error))
+        return EXIT_FAILURE
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        _complain("This takes more memory than there is; give shorter input, smaller batches or a larger machine.")
         return EXIT_FAILURE
     except KeyboardInterrupt as stop:
-        print(f"clipsep: {str(stop) or 'interrupted'}.", file=sys.stderr)
+        _complain(f"{str(stop) or 'interrupted'}.")
         return getattr(stop, "exit_code", EXIT_INTERRUPTED)
 
 
@@ -93,6 +99,14 @@ def _quiet_libraries() -> None:
     sys.unraisablehook = show_others
 
 
+def _complain(problem: object) -> None:
+    say(f"clipsep: {printable(str(problem))}", error=True)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 def _os_error(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     todo = "; make room and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
@@ -107,7 +121,7 @@ def _plain_warnings() -> Iterator[None]:
 
         def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, InputWarning):
-                print(f"clipsep: {message}", file=sys.stderr)
+                _complain(message)
             else:
                 others(message, category, *where, **more)
 

@@ -33,3 +33,8 @@ def add_mixture_options(parser: argparse.ArgumentParser, least: int) -> None:
 def add_model_option(parser: argparse.ArgumentParser) -> None:
     """Adds the choice of the model."""
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="model directory or training workdir")
+    parser.add_argument(
+        "--download",
+        action="store_true",
+        help="fetch the query encoder that the model names from the Hugging Face Hub, if it is not on this machine",
+    )

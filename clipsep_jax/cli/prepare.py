@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from clipsep_jax.cli.options import positive
 from clipsep_jax.errors import InputError
+from clipsep_jax.terminal import say
 
 if TYPE_CHECKING:
     from clipsep_jax.data_prep.pool import Reader
@@ -169,7 +170,7 @@ def _download(options: argparse.Namespace, _: Sequence[str]) -> None:
         retry_gone=options.retry_gone,
     )
     num_there = sum(line.status == "downloaded" for line in lines)
-    print(f"{num_there} of {len(lines)} videos are in {options.out}; see {options.out / DOWNLOAD_LEDGER_NAME}.")
+    say(f"{num_there} of {len(lines)} videos are in {options.out}; see {options.out / DOWNLOAD_LEDGER_NAME}.")
 
 
 def _add_embed_options(parser: argparse.ArgumentParser) -> None:
@@ -192,7 +193,7 @@ def _embed(options: argparse.Namespace, _: Sequence[str]) -> None:
         leave_out_damaged=options.leave_out_damaged,
     )
     assert manifest.encoder is not None
-    print(f"{options.records} holds embeddings of size {manifest.encoder.query_size} by {manifest.encoder.name}.")
+    say(f"{options.records} holds embeddings of size {manifest.encoder.query_size} by {manifest.encoder.name}.")
 
 
 def _add_report_options(parser: argparse.ArgumentParser) -> None:
@@ -217,10 +218,10 @@ def _report(options: argparse.Namespace, _: Sequence[str]) -> None:
     ledger = read_ledger(options.records / LEDGER_NAME)
     rows, out = coverage(ledger), options.out or options.records
     out.mkdir(parents=True, exist_ok=True)
-    print(summary(ledger), coverage_table(rows), sep="\n\n", end="\n\n")
+    say(f"{summary(ledger)}\n\n{coverage_table(rows)}\n")
     write_coverage(out / COVERAGE_NAME, rows)
     plot_loudness(out / LOUDNESS_NAME, ledger)
-    print(f"The coverage is in {out / COVERAGE_NAME}, the loudness in {out / LOUDNESS_NAME}.")
+    say(f"The coverage is in {out / COVERAGE_NAME}, the loudness in {out / LOUDNESS_NAME}.")
 
 
 def _add_verify_options(parser: argparse.ArgumentParser) -> None:
@@ -232,11 +233,11 @@ def _verify(options: argparse.Namespace, _: Sequence[str]) -> None:
 
     num_problems = 0
     for problem in verify(options.records):
-        print(problem)
+        say(problem)
         num_problems += 1
     if num_problems:
         raise InputError(f"{options.records} is damaged: {num_problems} problems, listed above.")
-    print(f"{options.records} is intact.")
+    say(f"{options.records} is intact.")
 
 
 def _add_table_options(parser: argparse.ArgumentParser) -> None:
@@ -250,7 +251,7 @@ def _table(options: argparse.Namespace, _: Sequence[str]) -> None:
 
     table = read_table(options.labels, options.vectors)
     table.save(options.out)
-    print(f"{options.out} holds {len(table.labels)} embeddings of size {table.vectors.shape[1]}.")
+    say(f"{options.out} holds {len(table.labels)} embeddings of size {table.vectors.shape[1]}.")
 
 
 def _prepare_videos(options: argparse.Namespace, inputs: "list[Input]") -> None:
@@ -287,8 +288,8 @@ def _prepare(options: argparse.Namespace, inputs: "list[Input]", read: "Reader",
             embed_record_set(options.out, encoder)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; run the same command again to resume") from None
-    print(summary(read_ledger(options.out / LEDGER_NAME)))
-    print(f"{manifest.counts['accepted']} records are in {options.out}.")
+    say(summary(read_ledger(options.out / LEDGER_NAME)))
+    say(f"{manifest.counts['accepted']} records are in {options.out}.")
 
 
 def _runner(options: argparse.Namespace) -> "Runner":

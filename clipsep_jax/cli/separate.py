@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipsep_jax.cli.options import add_model_option, positive
+from clipsep_jax.terminal import say
 
 DESCRIPTION = '  clipsep separate street.wav --model runs/nit --query "a photo of accordion" --out separated'
 
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     from clipsep_jax.separation.separator import Separator
     from clipsep_jax.sound_files import read_sound, write_sound
 
-    separator = Separator.load(options.model)
+    separator = Separator.load(options.model, download=options.download)
     waveform = read_sound(options.input, 3_600 * options.max_hours)
     names = options.query or [f"source {n + 1}" for n in range(separator.config.model.num_learned_queries)]
     separator.embed(options.query)  # refuses a bad query before anything is written
@@ -41,4 +42,4 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     separation = separator.separate(waveform, options.query, progress=True)
     for path, sound in zip(paths, [*separation.stems, separation.residual], strict=True):
         write_sound(path, sound, separator.sample_rate_hz)
-        print(path)
+        say(path)

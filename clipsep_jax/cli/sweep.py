@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from clipsep_jax.cli import train
 from clipsep_jax.cli.options import add_mixture_options
+from clipsep_jax.terminal import say
 
 DESCRIPTION = (
     "  clipsep sweep-gamma --config=clipsep_nit:toy --workdir=runs/gamma\n"
@@ -49,4 +50,4 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         allow_changes=options.allow_change,
         trace=train.step_trace(options),
     )
-    print(f"The report is in {page}; each member's folder beside it is a training workdir.")
+    say(f"The report is in {page}; each member's folder beside it is a training workdir.")

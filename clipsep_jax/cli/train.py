@@ -7,6 +7,7 @@ from typing import Any
 
 from clipsep_jax.cli.options import positive
 from clipsep_jax.errors import InputError
+from clipsep_jax.terminal import say
 
 DESCRIPTION = (
     "  clipsep train --config=toy_smoke --workdir=runs/smoke\n"
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from clipsep_jax.training.loop import train
 
     best = train(config, options.workdir, allow_changes=options.allow_change, trace=step_trace(options))
-    print(f"The best model is in {best}; try `clipsep separate FILE --model {options.workdir} --query ... --out DIR`.")
+    say(f"The best model is in {best}; try `clipsep separate FILE --model {options.workdir} --query ... --out DIR`.")
 
 
 def get_ready(config: Any, options: argparse.Namespace) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from clipsep_jax.config import Config
 from clipsep_jax.configs import clipsep_nit
@@ -24,6 +23,7 @@ from clipsep_jax.files import write_json
 from clipsep_jax.metrics import METRICS
 from clipsep_jax.separation.separator import Separator
 from clipsep_jax.sound_files import write_sound
+from clipsep_jax.terminal import say
 from clipsep_jax.training.curves import read_metrics
 from clipsep_jax.training.loop import train
 
@@ -42,7 +42,7 @@ class Stopwatch:
     @contextmanager
     def stage(self, name: str, announcement: str) -> Iterator[None]:
         """Announces a stage and takes its time."""
-        tqdm.write(f"== {announcement}")
+        say(f"== {announcement}")
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 2)
@@ -94,9 +94,9 @@ def run_demo(
 
 
 def _print(summary: dict[str, Any], loss: dict[str, float], seconds: float) -> None:
-    print(table(summary))
-    print(f"Training loss: {loss['first_tenth']:.3f} in the first tenth, {loss['last_tenth']:.3f} in the last.")
-    print(f"{seconds:.0f} s in all.")
+    say(table(summary))
+    say(f"Training loss: {loss['first_tenth']:.3f} in the first tenth, {loss['last_tenth']:.3f} in the last.")
+    say(f"{seconds:.0f} s in all.")
 
 
 def _toy(out: Path, steps: int | None, labels: Path | None, clip: str | None) -> tuple[RecordSet, Config]:

@@ -1,5 +1,6 @@
 """CLIP as a frozen encoder of pictures and texts, read from and written as Hugging Face folders."""
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,9 +19,9 @@ from clipsep_jax.encoders.clip_network import ACTIVATIONS, CLIP_RULES, Clip, Cli
 from clipsep_jax.encoders.pixels import PictureConfig
 from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.files import check_json, read_json, sha256_of, staged_folder, write_json
-from clipsep_jax.hub import CONFIG_FILE, PICTURES_FILE, resolve_model_folder
+from clipsep_jax.hub import CONFIG_FILE, PICTURES_FILE, read_weights, resolve_model_folder, weights_files
 from clipsep_jax.schema import shown
-from clipsep_jax.tensors import WEIGHTS_FILE, export_tensors, load_tensors, read_tensors, write_tensors
+from clipsep_jax.tensors import WEIGHTS_FILE, export_tensors, load_tensors, write_tensors
 
 # How every CLIP prepares pictures; 3 is Pillow's number for bicubic resizing.
 _PICTURES = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3, "rescale_factor": 1 / 255}
@@ -69,8 +70,9 @@ class ClipEncoder(Encoder):
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the weights' file."""
-        return sha256_of(self.folder / WEIGHTS_FILE)
+        """Hash of the weights' file; of several files, of their hashes."""
+        digests = [sha256_of(path) for path in weights_files(self.folder)]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -114,17 +116,20 @@ class ClipEncoder(Encoder):
         return ids, [len(row) > limit for row in rows]
 
 
-def load_clip(name_or_path: str) -> ClipEncoder:
+def load_clip(name_or_path: str, *, download: bool = True) -> ClipEncoder:
     """Load a CLIP from a Hugging Face folder or from the Hub.
+
+    Args:
+        download: whether one that is not on this machine is fetched.
 
     Raises:
         InputError: the folder or one of its files is missing, damaged, or not of a CLIP that we can run.
     """
-    folder = resolve_model_folder(name_or_path)
+    folder = resolve_model_folder(name_or_path, download=download)
     config = read_config(folder)
     pictures = _read_pictures(folder, config.vision.image_size)
     model = nnx.eval_shape(lambda: Clip(config, nnx.Rngs(0)))
-    load_tensors(model, read_tensors(folder), CLIP_RULES, str(folder / WEIGHTS_FILE))
+    load_tensors(model, read_weights(folder), CLIP_RULES, str(weights_files(folder)[0]))
     name = str(folder.resolve()) if Path(name_or_path).expanduser().is_dir() else name_or_path
     return ClipEncoder(name, folder, config, pictures, *nnx.split(model))
 

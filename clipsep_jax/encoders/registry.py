@@ -9,6 +9,7 @@ PLACE is a folder or a Hugging Face id; of a ResNet-18 also a file (see `load_re
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from clipsep_jax.encoders.base import Encoder
@@ -22,7 +23,7 @@ _CLIP = "clip"  # if a name has no kind
 
 @dataclass(frozen=True)
 class _Kind:
-    load: Callable[[str], Encoder]  # from its place
+    load: Callable[..., Encoder]  # from its place, with `download`
     copy: Callable[[str, Path], None]  # from its place into a folder
 
 
@@ -30,7 +31,7 @@ _KINDS = {
     _CLIP: _Kind(load_clip, lambda place, folder: copy_folder(Path(place), folder)),
     "resnet18": _Kind(load_resnet, lambda place, folder: load_resnet(place).save(folder)),
     "resnet18-clip": _Kind(
-        lambda place: load_resnet(place, "clip"), lambda place, folder: load_resnet(place).save(folder)
+        partial(load_resnet, pictures="clip"), lambda place, folder: load_resnet(place).save(folder)
     ),
 }
 KINDS = tuple(_KINDS)
@@ -48,8 +49,11 @@ def moved_name(name: str, place: Path) -> str:
     return str(place) if kind == _CLIP else f"{kind}:{place}"
 
 
-def load_encoder(name: str) -> Encoder:
+def load_encoder(name: str, *, download: bool = True) -> Encoder:
     """Load an encoder by its name; a local place becomes absolute in the name that the encoder keeps.
+
+    Args:
+        download: whether one that is not on this machine is fetched. False where a file, not the user, names it.
 
     Raises:
         InputError: the name is of no known kind, or its files are missing, damaged or of another network.
@@ -57,7 +61,7 @@ def load_encoder(name: str) -> Encoder:
     kind, place = split_name(name)
     if kind == _CLIP and ":" in place and not Path(place).is_dir():
         raise InputError(f"'{name}' names no known kind of encoder; the kinds are {', '.join(f'{k}:' for k in KINDS)}.")
-    return _KINDS[kind].load(place)
+    return _KINDS[kind].load(place, download=download)
 
 
 def copy_encoder(name: str, folder: Path) -> None:

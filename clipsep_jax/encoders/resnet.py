@@ -16,7 +16,7 @@ from clipsep_jax.encoders.base import Encoder, NoTextError
 from clipsep_jax.encoders.pixels import PictureConfig
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import staged_folder
-from clipsep_jax.hub import resolve_model_folder
+from clipsep_jax.hub import read_weights, resolve_model_folder, weights_files
 from clipsep_jax.tensors import (
     CONV,
     WEIGHTS_FILE,
@@ -206,18 +206,19 @@ class ResnetEncoder(Encoder):
             write_tensors(staging / WEIGHTS_FILE, self._tensors(), {"format": "pt"})
 
 
-def load_resnet(place: str, pictures: str = "imagenet") -> ResnetEncoder:
+def load_resnet(place: str, pictures: str = "imagenet", *, download: bool = True) -> ResnetEncoder:
     """Load a ResNet-18 with the names of Hugging Face or of torchvision; its classifier is left out.
 
     Args:
-        place: a folder or a Hub id with `model.safetensors`, a `.safetensors` file, or a `.pth` or `.pt` file with a
+        place: a folder or a Hub id (see `hub.weights_files`), a `.safetensors` file, or a `.pth` or `.pt` file with a
             state dict, which needs PyTorch.
         pictures: key of `PICTURES`.
+        download: whether one that is not on this machine is fetched.
 
     Raises:
         InputError: there is no such file, it is damaged, or it is not of a ResNet-18.
     """
-    path, tensors = _read(place)
+    path, tensors = _read(place, download)
     rules = TORCHVISION_RULES
     if any(name.removeprefix("resnet.").startswith("embedder.") for name in tensors):
         tensors = {name.removeprefix("resnet."): tensor for name, tensor in tensors.items()}
@@ -229,11 +230,11 @@ def load_resnet(place: str, pictures: str = "imagenet") -> ResnetEncoder:
     return ResnetEncoder(name, path.parent, PICTURES[pictures], *nnx.split(model))
 
 
-def _read(place: str) -> tuple[Path, Mapping[str, np.ndarray]]:
+def _read(place: str, download: bool) -> tuple[Path, Mapping[str, np.ndarray]]:
     path = Path(place)
     if path.suffix not in (*_TORCH_SUFFIXES, ".safetensors"):
-        folder = resolve_model_folder(place)
-        return folder / WEIGHTS_FILE, read_tensors(folder)
+        folder = resolve_model_folder(place, download=download)
+        return weights_files(folder)[0], read_weights(folder)
     if not path.is_file():
         raise InputError(f"There is no file {path}; give the weights of a ResNet-18, or a folder that holds them.")
     return path, read_torch_tensors(path) if path.suffix in _TORCH_SUFFIXES else read_tensors(path)

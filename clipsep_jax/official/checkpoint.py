@@ -16,7 +16,7 @@ from clipsep_jax.config import Config, ModelConfig
 from clipsep_jax.data.record_set import EncoderInfo
 from clipsep_jax.encoders.registry import load_encoder, split_name
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import atomic_write
+from clipsep_jax.files import atomic_write, staged_folder
 from clipsep_jax.model_dir import TABLE_FILE, ModelDir, open_model_dir, start_model_dir, write_weights
 from clipsep_jax.models.clipsep import build_model
 from clipsep_jax.models.unet import level_widths
@@ -222,16 +222,16 @@ def import_torch(
     config = _config(infer_sizes(tensors, system, str(checkpoint)), system, arguments)
     model = nnx.eval_shape(lambda: build_model(config.model, nnx.Rngs(0)))
     rest = official_rest(config.model)
-    shapes = {name: tensor.shape for name, tensor in rest.items()}
-    load_tensors(model, tensors, official_rules(config.model), f"{checkpoint}, read as {system},", shapes)
+    load_tensors(model, tensors, official_rules(config.model), f"{checkpoint}, read as {system},", rest)
     encoder = _encoder_info(clip, system, config.model.query_size) if clip else None
     labels = arguments.labels(config.model.num_labels) if system == "labelsep" else ()
     table = arguments.sentence_table(config.model.query_size) if system == "bertsep" else None
 
-    start_model_dir(out, config, encoder, labels, table)
-    write_tensors(out / REST_FILE, {name: tensors[name] for name in rest})
     num_updates = int(tensors["sound_net.bn0.num_batches_tracked"])
-    write_weights(out, model, num_updates // _updates_per_step(config), None)
+    with staged_folder(out, last=WEIGHTS_FILE) as staging:
+        start_model_dir(staging, config, encoder, labels, table)
+        write_tensors(staging / REST_FILE, {name: tensors[name] for name in rest})
+        write_weights(staging, model, num_updates // _updates_per_step(config), None)
     return out
 
 

@@ -46,20 +46,24 @@ class Separator:
     masked separately, so the result depends a little on where chunks begin.
     """
 
-    def __init__(self, model_dir: ModelDir):
+    def __init__(self, model_dir: ModelDir, *, download: bool = False):
         self.model_dir = model_dir
+        self._download = download
         self.config: Config = model_dir.config
         self.sample_rate_hz = self.config.spectrogram.sample_rate_hz
         self._network = jax.device_put(nnx.split(model_dir.load_model()))
 
     @classmethod
-    def load(cls, path: str | Path) -> "Separator":
+    def load(cls, path: str | Path, *, download: bool = False) -> "Separator":
         """Loads a model directory, or the best model of a training workdir.
+
+        Args:
+            download: whether a query encoder that the model names, and that is not on this machine, is fetched.
 
         Raises:
             InputError: there is no model, or it is damaged.
         """
-        return cls(open_model_dir(path))
+        return cls(open_model_dir(path), download=download)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -68,7 +72,7 @@ class Separator:
         Raises:
             InputError: it cannot be found, or its embeddings have another size than the model takes.
         """
-        encoder = load_encoder(self.model_dir.encoder_name)
+        encoder = load_encoder(self.model_dir.encoder_name, download=self._download)
         size = self.config.model.query_size
         otherwise = (
             f", but {self.model_dir.folder} takes {size}; it is not the encoder that the model was trained with."

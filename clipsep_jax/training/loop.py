@@ -23,6 +23,7 @@ from tqdm import tqdm
 from clipsep_jax.config import Config
 from clipsep_jax.errors import EXIT_INTERRUPTED
 from clipsep_jax.model_dir import BEST_FOLDER
+from clipsep_jax.terminal import say
 from clipsep_jax.training.devices import put_ahead
 from clipsep_jax.training.previews import Previews
 from clipsep_jax.training.setup import Run
@@ -75,7 +76,7 @@ def run_training(run: Run, workdir: Output, allow_changes: Sequence[str], trace:
             state = workdir.restore(start, state, allow_changes)
         workdir.start(start, state.skipped)
         if not run.validation_batches:
-            tqdm.write(
+            say(
                 f"{run.records.folder} has no split {run.config.data.validation_split!r} with enough clips for a "
                 "mixture: the latest model is kept as the best."
             )
@@ -104,7 +105,7 @@ def _progress(start: int, steps: int, shown: bool) -> tqdm:
 def _print_line(step: int, steps: int, shown: dict[str, str], steps_per_second: float) -> None:
     """What a progress bar shows on a screen, as a line for a file."""
     text = " ".join(f"{name} {value}" for name, value in shown.items())
-    print(f"step {step}/{steps} {text} {steps_per_second:.2f} steps/s", file=sys.stderr, flush=True)
+    say(f"step {step}/{steps} {text} {steps_per_second:.2f} steps/s", error=True)
 
 
 def _loop(run: Run, state: TrainState, start: int, workdir: Output, stop: StopRequest, trace: StepTrace) -> None:
@@ -144,6 +145,6 @@ def _loop(run: Run, state: TrainState, start: int, workdir: Output, stop: StopRe
                 with goodput.during("checkpoint"):
                     workdir.save(step, state)
             if validating and first and (step == steps or not on_screen):
-                tqdm.write(str(goodput), file=sys.stderr)
+                say(str(goodput), error=True)
             if last and step < steps:
                 raise Interrupted(step, stop.exit_code or EXIT_INTERRUPTED)

@@ -59,7 +59,7 @@ class Run:
         if self.config.query.source != "frames":
             return None
         assert self.encoder is not None
-        encoder = load_encoder(self.encoder.name)
+        encoder = load_encoder(self.encoder.name, download=bool(self.config.query.encoder))
         otherwise = f"; set --config.model.query_size={encoder.query_size}."
         encoder.check_query_size(self.config.model.query_size, otherwise)
         return encoder

@@ -19,8 +19,6 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from clipsep_jax.config import Config
 from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.errors import InputError, InputWarning
@@ -32,6 +30,7 @@ from clipsep_jax.model_dir import BEST_FOLDER
 from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.separation.separator import Separator
 from clipsep_jax.tensors import WEIGHTS_FILE
+from clipsep_jax.terminal import say
 from clipsep_jax.training.devices import first_process_alone
 from clipsep_jax.training.members import train_together
 from clipsep_jax.training.sweep_report import PAGE_NAME, summarise_member, text_table, write_report
@@ -171,7 +170,7 @@ def _report(
         scores = _score(workdir / name, records, split, num_mixtures) if num_mixtures else {}
         rows.append(summarise_member(workdir / name, _varied(member, variations), scores))
     write_report(workdir, [variation.option for variation in variations], rows)
-    print(text_table(rows))
+    say(text_table(rows))
 
 
 def _varied(config: Config, variations: Sequence[Variation]) -> dict[str, Value]:
@@ -209,7 +208,7 @@ def _score(workdir: Path, records: RecordSet, split: str, num_mixtures: int) -> 
     """The summary of a member's scores; empty if it has no model that can be scored."""
     if not (workdir / BEST_FOLDER / WEIGHTS_FILE).is_file():
         return {}
-    tqdm.write(f"Scoring {workdir.name}")
+    say(f"Scoring {workdir.name}")
     try:
         summary, rows = Evaluation(Separator.load(workdir), records, split, num_mixtures).run()
     except InputError as error:  # a diverged member does not cost the others their report

@@ -1,7 +1,6 @@
 """Where the time of a run goes: steps, waiting for input, checkpoints, validation, compilation."""
 
 import socket
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-from tqdm import tqdm
 
 from clipsep_jax.errors import InputWarning
+from clipsep_jax.terminal import say
 
 # Tracing is left out: its events contain each other.
 _COMPILE_EVENTS = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
@@ -109,7 +108,7 @@ class StepTrace:
     def _stop(self) -> None:
         self._running = False
         jax.profiler.stop_trace()
-        tqdm.write(f"The trace of steps from {self._begun} on is in {self.folder}.", file=sys.stderr)
+        say(f"The trace of steps from {self._begun} on is in {self.folder}.", error=True)
 
     def __enter__(self) -> "StepTrace":
         return self
@@ -118,4 +117,4 @@ class StepTrace:
         if self._running:
             self._stop()
         elif self.last and self._begun is None:
-            tqdm.write(f"No step of this run was from {self.first} to {self.last}: no trace.", file=sys.stderr)
+            say(f"No step of this run was from {self.first} to {self.last}: no trace.", error=True)

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import sys
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -249,6 +250,70 @@ def test_a_name_with_and_without_its_prefix_is_refused(tmp_path):
     torch.save(state | {f"module.{name}": tensor + 1 for name, tensor in state.items()}, tmp_path / "x.pt")
     with pytest.raises(InputError, match=r"x\.pt holds \S+ with and without `module\.`"):
         import_torch(tmp_path / "x.pt", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def _lying(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor whose strides claim 4 TB that it does not have."""
+    return torch.as_strided(tensor.reshape(-1)[:1], (10**6, 10**6), (0, 0))
+
+
+ODD_TENSORS = {
+    "sparse": lambda tensor: tensor.to_sparse(),
+    "on no device": lambda tensor: tensor.to("meta"),
+    "conjugate": lambda tensor: tensor.to(torch.complex64).conj(),
+    "quantised": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    "strides of 4 TB": _lying,
+    "float8": lambda tensor: tensor.to(torch.float8_e4m3fn),
+    "complex": lambda tensor: tensor.to(torch.complex64),
+    "nested": lambda tensor: torch.nested.nested_tensor([tensor, tensor]),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of PyTorch, about prototypes
+@pytest.mark.parametrize("kind", ODD_TENSORS)
+def test_a_tensor_that_is_no_plain_array_is_refused(kind, tmp_path):
+    state = random_module(model_config("clipsep")).state_dict()
+    state["frame_net.weight"] = ODD_TENSORS[kind](state["frame_net.weight"])
+    torch.save(state, tmp_path / "x.pt")
+    # Float8 is read as any other number: it fits into float32.
+    if kind == "float8":
+        import_torch(tmp_path / "x.pt", tmp_path / "model")
+        return
+    with pytest.raises(InputError, match=r"x\.pt.*(frame_net\.weight|plain state dict)") as caught:
+        import_torch(tmp_path / "x.pt", tmp_path / "model")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("count", [float("nan"), 1.0])
+def test_a_counter_that_counts_nothing_is_refused(count, tmp_path):
+    state = random_module(model_config("clipsep")).state_dict()
+    torch.save(state | {"sound_net.bn0.num_batches_tracked": torch.tensor(count)}, tmp_path / "x.pt")
+    with pytest.raises(InputError, match=r"x\.pt.*bn0\.num_batches_tracked"):
+        import_torch(tmp_path / "x.pt", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_archive_that_grows_in_memory_is_refused(tmp_path):
+    torch.save({"x": torch.zeros(10**6)}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(InputError, match=r"x\.pt is compressed"):
+        import_torch(tmp_path / "x.pt", tmp_path / "model")
+
+
+def test_a_failure_to_write_leaves_no_half_model(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("clipsep_jax.official.checkpoint.write_weights", fail)
+    with pytest.raises(OSError, match="No space left"):
+        imported(tmp_path, model_config("clipsep"))
     assert not (tmp_path / "model").exists()
 
 
