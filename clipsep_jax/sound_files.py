@@ -1,5 +1,6 @@
 """Reading the sound of files, and writing sounds."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ from clipsep_jax.config import SAMPLE_RATE_HZ
 from clipsep_jax.data_prep.decode.limits import MAX_RECORDING_SECONDS, check_duration, check_file, check_sound_format
 from clipsep_jax.data_prep.decode.media import decode
 from clipsep_jax.data_prep.decode.refusal import Refused, refuse
-from clipsep_jax.data_prep.decode.sound import check_finite
-from clipsep_jax.errors import InputError
+from clipsep_jax.data_prep.decode.sound import channels_cancel, check_finite
+from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.files import atomic_write
 
-LIBSNDFILE_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".aif", ".aiff"}  # FFmpeg reads the others
+LIBSNDFILE_SUFFIXES = {".wav", ".flac", ".ogg", ".aif", ".aiff"}  # FFmpeg reads the others
 
 _BLOCK_SAMPLES = 2**18
 
@@ -29,28 +30,38 @@ _ADVICE = {
 def read_sound(path: Path, max_seconds: int = MAX_RECORDING_SECONDS) -> Float32[np.ndarray, " L"]:
     """Read the sound of a sound or video file: mono (the mean of its channels) at 16 kHz, finite.
 
-    The reasons and messages of refusals are those of `clipsep prepare` (docs/records.md).
+    The reasons and messages of refusals are those of `clipsep prepare` (docs/records.md). Channels that cancel each
+    other out give silence, with a warning.
 
     Raises:
         InputError: the file is missing, has no sound, is too long, or cannot be decoded.
     """
     try:
         if path.suffix.lower() in LIBSNDFILE_SUFFIXES:
-            return _read_by_libsndfile(path, max_seconds)
-        return decode(path, pictures=False, max_seconds=max_seconds).audio
+            audio, cancels = _read_by_libsndfile(path, max_seconds)
+        else:
+            decoded = decode(path, pictures=False, max_seconds=max_seconds)
+            audio, cancels = decoded.audio, decoded.cancels
     except Refused as refusal:
         advice = _ADVICE[refusal.reason]
         raise InputError(f"{path} cannot be read as sound: {refusal.detail}; {advice}.") from refusal
+    if cancels:
+        sentence = f"the channels of {path} cancel each other out, and their mean is silent; give one channel of it."
+        warnings.warn(sentence, InputWarning, stacklevel=2)
+    return audio
 
 
-def _read_by_libsndfile(path: Path, max_seconds: int) -> Float32[np.ndarray, " L"]:
-    """Block by block, since a small file can hold, or claim, more than fits into memory."""
+def _read_by_libsndfile(path: Path, max_seconds: int) -> tuple[Float32[np.ndarray, " L"], bool]:
+    """The sound, and whether its channels cancel each other out.
+
+    Read block by block, since a small file can hold, or claim, more than fits into memory.
+    """
     import librosa
     import soundfile
     import soxr
 
     check_file(path)
-    resampled, num_samples = [], 0
+    resampled, num_samples, loudest = [], 0, 0.0
     try:
         with soundfile.SoundFile(path) as file:
             rate_hz = file.samplerate
@@ -61,6 +72,7 @@ def _read_by_libsndfile(path: Path, max_seconds: int) -> Float32[np.ndarray, " L
                     break
                 mono = block.mean(axis=1)
                 check_finite(mono)
+                loudest = max(loudest, float(np.abs(block).max()))
                 num_samples += len(mono)
                 check_duration(num_samples / rate_hz, max_seconds)
                 resampled.append(mono if rate_hz == SAMPLE_RATE_HZ else resampler.resample_chunk(mono))
@@ -71,7 +83,8 @@ def _read_by_libsndfile(path: Path, max_seconds: int) -> Float32[np.ndarray, " L
     if rate_hz != SAMPLE_RATE_HZ:
         resampled.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
     length = -(-num_samples * SAMPLE_RATE_HZ // rate_hz)
-    return librosa.util.fix_length(np.concatenate(resampled), size=length)
+    audio = librosa.util.fix_length(np.concatenate(resampled), size=length)
+    return audio, channels_cancel(loudest, audio)
 
 
 def write_sound(path: Path, waveform: Float32[np.ndarray, " L"], sample_rate_hz: int) -> None:

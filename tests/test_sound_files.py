@@ -9,7 +9,7 @@ from clipsep_jax.data_prep.ledger import Rejection
 from clipsep_jax.data_prep.sources.audio import read_audio
 from clipsep_jax.data_prep.sources.inputs import Input
 from clipsep_jax.data_prep.sources.videos import read_video
-from clipsep_jax.errors import InputError
+from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.sound_files import read_sound, write_sound
 from tests.data_prep.made_media import grey_pictures, make_video, tone
 
@@ -112,3 +112,46 @@ def test_a_format_that_no_recording_has_is_refused(tmp_path, name, rate_hz, num_
 def test_a_sound_that_is_written_comes_back_clipped(tmp_path):
     write_sound(tmp_path / "a.wav", np.array([0.5, -2.0, 2.0], np.float32), 16_000)
     np.testing.assert_allclose(read_sound(tmp_path / "a.wav"), [0.5, -1.0, 1.0], atol=1e-4)
+
+
+def _mp3(path, frequency: float, rate_hz: int) -> bytes:
+    soundfile.write(path, tone(1.0, rate_hz, hz=frequency, gains=(0.5,))[0], rate_hz)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("between", [b"", b"ID3\x03\x00\x00\x00\x00\x00\x0aTIT2" + bytes(6)])
+@pytest.mark.parametrize("rate_hz", [16_000, 44_100])
+def test_recordings_put_together_are_read_to_the_end(tmp_path, rate_hz, between):
+    parts = _mp3(tmp_path / "a.mp3", 440, 16_000), _mp3(tmp_path / "b.mp3", 880, rate_hz)
+    (tmp_path / "both.mp3").write_bytes(between.join(parts))
+    sound = read_sound(tmp_path / "both.mp3")
+    assert abs(len(sound) - 32_000) < 6_000  # mp3 pads each part
+    for part, frequency in ((sound[4_000:12_000], 440), (sound[-12_000:-4_000], 880)):
+        spectrum = np.abs(np.fft.rfft(part * np.hanning(8_000)))
+        assert abs(2 * spectrum.argmax() - frequency) <= 4
+
+
+def test_speech_of_telephones_is_read(tmp_path):
+    (tmp_path / "a.amr").write_bytes(b"#!AMR\n" + (b"\x3c" + bytes(31)) * 100)
+    assert len(read_sound(tmp_path / "a.amr")) == 32_000
+    assert len(read_audio(Input("a.amr", tmp_path / "a.amr", "", "train")).audio) == 32_000
+
+
+@pytest.mark.parametrize("name", ["a.mp3", "a.wav", "a.mp4", "a.amr"])
+@pytest.mark.parametrize("content", [b"", b"ID3\x03\x00\x00\x00\x00\x00\x00", b"#!AMR\n", b"RIFF"])
+def test_a_file_of_no_sound_is_refused_without_a_word_of_others(tmp_path, name, content, capfd):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name} cannot be read as sound"):
+        read_sound(tmp_path / name)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.mka"])
+def test_channels_that_cancel_each_other_are_told(tmp_path, name):
+    left = tone(1.5, 16_000, gains=(0.5,))[0]
+    soundfile.write(tmp_path / name, np.stack([left, -left], axis=1), 16_000, format="WAV")
+    with pytest.warns(InputWarning, match=f"channels of .*{name} cancel each other out"):
+        assert np.abs(read_sound(tmp_path / name)).max() < 1e-3
+    told = read_audio(Input(name, tmp_path / name, "", "train"))
+    assert told.reason == "silent"
+    assert told.detail.endswith("dBFS: its channels cancel each other out")

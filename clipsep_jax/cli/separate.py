@@ -39,6 +39,9 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     separator.embed(options.query)  # refuses a bad query before anything is written
     options.out.mkdir(parents=True, exist_ok=True)
     paths = output_paths(options.out, options.input.stem, names)
+    replaced = [path for path in paths if path.exists()]
+    if replaced:
+        say(f"{len(replaced)} files of an earlier separation will be replaced in {options.out}.", error=True)
     separation = separator.separate(waveform, options.query, progress=True)
     for path, sound in zip(paths, [*separation.stems, separation.residual], strict=True):
         write_sound(path, sound, separator.sample_rate_hz)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import decode_json, encode_json
+from clipsep_jax.files import check_is_file, decode_json, encode_json
 from clipsep_jax.queries.prompts import nearest_labels
 from clipsep_jax.tensors import read_metadata, read_tensors, write_tensors
 
@@ -22,6 +22,8 @@ def read_table(labels: Path, vectors: Path) -> "EmbeddingTable":
         InputError: a file is missing or damaged, or they do not fit together.
     """
     try:
+        for path in (labels, vectors):
+            check_is_file(path)
         names = tuple(line.strip() for line in labels.read_text("utf-8").splitlines() if line.strip())
         array = np.load(vectors, allow_pickle=False)
         if array.dtype.kind != "f":

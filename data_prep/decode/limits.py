@@ -6,7 +6,7 @@ from pathlib import Path
 from clipsep_jax.data_prep.decode.refusal import refuse
 
 VIDEO_FORMATS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "ogg")  # as FFmpeg calls them
-SOUND_FORMATS = (*VIDEO_FORMATS, "wav", "w64", "flac", "mp3", "aiff", "aac", "au", "caf")
+SOUND_FORMATS = (*VIDEO_FORMATS, "wav", "w64", "flac", "mp3", "aiff", "aac", "au", "caf", "amr")
 CODECS = frozenset({
     # of pictures
     "h264", "hevc", "vp8", "libvpx", "vp9", "libvpx-vp9", "av1", "libdav1d", "mpeg1video", "mpeg2video", "mpeg4",
@@ -30,6 +30,8 @@ MAX_PIXELS = 8192 * 4352  # of one picture
 def check_file(path: Path) -> None:
     """Raise `Refused` if there is no such regular file, or it is too large."""
     num_bytes = _size_of(path)
+    if not num_bytes:
+        refuse("undecodable", "it is empty")
     if num_bytes > MAX_FILE_BYTES:
         refuse("oversize", f"{num_bytes} bytes, above {MAX_FILE_BYTES}")
 

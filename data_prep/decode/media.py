@@ -4,6 +4,8 @@ Only an allow-list of formats and codecs is opened, and never another file or ad
 content of the file alone.
 """
 
+import errno
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,11 +37,13 @@ class Decoded:
         audio: mono at 16 kHz, finite.
         frames: JPEG pictures, see `Record`; empty if not requested.
         still_picture: whether all decoded pictures are the same.
+        cancels: whether the channels cancel each other out in `audio`.
     """
 
     audio: Float32[np.ndarray, " L"]
     frames: tuple[bytes, ...]
     still_picture: bool
+    cancels: bool
 
 
 def decode(path: Path, *, pictures: bool, segment: Segment | None = None, max_seconds: int = MAX_SECONDS) -> Decoded:
@@ -89,6 +93,16 @@ def _open_container(file: BinaryIO, formats: Sequence[str]) -> Any:
     )
 
 
+class _QuietFile(io.BufferedReader):
+    """A file whose failed seeking is told to FFmpeg by a number; PyAV prints the traceback of an error."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (OSError, ValueError):
+            return -errno.EINVAL
+
+
 class _SoughtInVainError(Exception):
     """Seeking went past the start of the segment, or failed."""
 
@@ -96,7 +110,7 @@ class _SoughtInVainError(Exception):
 def _decode(path: Path, pictures: bool, segment: Segment | None, max_seconds: int, seek: bool) -> Decoded:
     ends_anywhere = _is_wav_of_unknown_size(path)
     with (
-        path.open("rb") as file,
+        _QuietFile(path.open("rb", buffering=0)) as file,
         _open_container(file, limits.VIDEO_FORMATS if pictures else limits.SOUND_FORMATS) as container,
     ):
         video, sound = _streams(container, pictures)
@@ -125,7 +139,7 @@ def _decode(path: Path, pictures: bool, segment: Segment | None, max_seconds: in
         audio = audio[: round((end - start) * SAMPLE_RATE_HZ)]
     check_finite(audio)
     seconds = min(len(audio) / SAMPLE_RATE_HZ, float(seen.end))
-    return Decoded(audio, seen.finish(seconds) if video else (), seen.still)
+    return Decoded(audio, seen.finish(seconds) if video else (), seen.still, heard.cancels(audio))
 
 
 def _streams(container: Any, pictures: bool) -> tuple[Any, Any]:
@@ -166,10 +180,19 @@ def _seek(container: Any, start: Fraction) -> None:
 
 def _frames(container: Any, streams: Sequence[Any], ends_anywhere: bool) -> Iterator[tuple[Any, Any]]:
     """Give each decoded frame with its stream."""
+    import av
+
+    has_tags_between = container.format.name == "mp3"  # where recordings were put together
     for packet in container.demux(*streams):
         if packet.is_corrupt and not ends_anywhere:
             refuse("undecodable", "it ends in the middle, or is damaged")
-        for frame in packet.decode():
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:
+            if not has_tags_between:
+                raise
+            continue
+        for frame in frames:
             yield packet.stream, frame
 
 

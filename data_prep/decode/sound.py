@@ -1,5 +1,6 @@
 """The sound of a media file: decoded audio as mono at 16 kHz, and the checks that it must pass."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -20,14 +21,14 @@ class Sound:
     """Gathers decoded audio as mono float32 at 16 kHz whose sample 0 is at `start`."""
 
     def __init__(self, start: Fraction, max_seconds: int) -> None:
-        from av import AudioResampler
-
         self._start = start
         self._max_seconds = max_seconds
         self._offset_samples: int | None = None
         self._seconds = 0.0
         self._chunks: list[np.ndarray] = []
-        self._resampler = AudioResampler(format="fltp", rate=SAMPLE_RATE_HZ)
+        self._loudest = 0.0  # sample of any channel
+        self._format: tuple | None = None  # of the frames that the resampler takes
+        self._resampler: Any = None
 
     def add(self, frame: Any) -> None:
         check_sound_format(frame.sample_rate, frame.layout.nb_channels)
@@ -44,8 +45,23 @@ class Sound:
         self._gather(frame)
 
     def _gather(self, frame: Any) -> None:
-        for resampled in self._resampler.resample(frame):
-            self._chunks.append(resampled.to_ndarray().mean(axis=0, dtype=np.float32))
+        from av import AudioResampler
+
+        format = (frame.sample_rate, frame.format.name, frame.layout.name)
+        if format != self._format:  # at the beginning, and where recordings were put together
+            self._flush()
+            self._format, self._resampler = format, AudioResampler(format="fltp", rate=SAMPLE_RATE_HZ)
+        self._keep(self._resampler.resample(frame))
+
+    def _flush(self) -> None:
+        if self._resampler is not None:
+            self._keep(self._resampler.resample(None))
+
+    def _keep(self, frames: Sequence[Any]) -> None:
+        for frame in frames:
+            channels = frame.to_ndarray()
+            self._loudest = max(self._loudest, float(np.abs(channels).max(initial=0.0)))
+            self._chunks.append(channels.mean(axis=0, dtype=np.float32))
 
     @property
     def begins_late(self) -> bool:
@@ -54,9 +70,19 @@ class Sound:
     def finish(self) -> Float32[np.ndarray, " L"]:
         if self._offset_samples is None:
             refuse("undecodable", "no audio could be decoded")
-        self._gather(None)
+        self._flush()
         audio = np.concatenate([np.zeros(max(0, self._offset_samples), np.float32), *self._chunks])
         return audio[max(0, -self._offset_samples) :]
+
+    def cancels(self, audio: Float32[np.ndarray, " L"]) -> bool:
+        """Whether the channels of what was gathered cancel each other out."""
+        return channels_cancel(self._loudest, audio)
+
+
+def channels_cancel(loudest: float, audio: Float32[np.ndarray, " L"]) -> bool:
+    """Whether a mean of channels is silent, or nearly so, where one of them is as loud as `loudest`."""
+    peak = float(np.abs(audio).max(initial=0.0))
+    return dbfs(32768 * loudest) > SILENCE_DBFS and peak < loudest / 1_000
 
 
 def check_finite(audio: Float32[np.ndarray, " L"]) -> None:
@@ -65,14 +91,15 @@ def check_finite(audio: Float32[np.ndarray, " L"]) -> None:
         refuse("undecodable", "its audio holds NaN or infinity")
 
 
-def checked_audio(audio: Float32[np.ndarray, " L"]) -> Int16[np.ndarray, " L"]:
-    """Convert to 16 bits; raise `Refused` if the audio is too short or silent."""
+def checked_audio(audio: Float32[np.ndarray, " L"], *, cancels: bool = False) -> Int16[np.ndarray, " L"]:
+    """Convert to 16 bits; raise `Refused` if the audio is too short or silent, such as where its channels cancel."""
     if len(audio) < MIN_SECONDS * SAMPLE_RATE_HZ:
         refuse("too_short", f"{len(audio) / SAMPLE_RATE_HZ:.2f} s of audio, below {MIN_SECONDS} s")
     samples = np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)
     peak = dbfs(float(np.abs(samples.astype(np.int32)).max()))
     if peak < SILENCE_DBFS:
-        refuse("silent", f"its peak is {peak:.1f} dBFS, below {SILENCE_DBFS:.0f} dBFS")
+        why = ": its channels cancel each other out" if cancels else ""
+        refuse("silent", f"its peak is {peak:.1f} dBFS, below {SILENCE_DBFS:.0f} dBFS{why}")
     return samples
 
 

@@ -10,7 +10,7 @@ from clipsep_jax.data_prep.ledger import Rejection
 from clipsep_jax.data_prep.sources.inputs import Input, check_folder, read_table, walk
 
 AUDIO_SUFFIXES = frozenset({
-    ".aac", ".aif", ".aiff", ".au", ".caf", ".flac", ".m4a", ".mka",
+    ".aac", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka",
     ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav", ".webm",
 })  # fmt: skip
 
@@ -21,7 +21,8 @@ def read_audio(source: Input) -> Record | Rejection:
 
 
 def _read(source: Input) -> Record:
-    audio = checked_audio(decode(source.path, pictures=False, segment=source.segment).audio)
+    decoded = decode(source.path, pictures=False, segment=source.segment)
+    audio = checked_audio(decoded.audio, cancels=decoded.cancels)
     return Record(source.id, source.label, audio, frames=())
 
 

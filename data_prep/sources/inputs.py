@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from clipsep_jax.errors import InputError
+from clipsep_jax.errors import InputError, InputWarning
 
 SPLITS = ("train", "validation", "test")
 
@@ -170,8 +171,17 @@ def path_below(text: str | None, where: str, folder: Path) -> str:
 
 
 def files_by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """The files below a folder by their name without suffix; if several share a name, the first by path."""
-    return {path.stem: path for path in sorted(_files(folder, suffixes), reverse=True)}
+    """The files below a folder by their name without suffix; if several share a name, the first by path, and a warning
+    says so.
+    """
+    paths = sorted(_files(folder, suffixes), reverse=True)
+    found = {path.stem: path for path in paths}
+    if len(found) < len(paths):
+        other = next(path for path in paths if found[path.stem] != path)
+        num = len(paths) - len(found)
+        sentence = f"{num} files have the name of another, which is used instead: {found[other.stem]}, not {other}."
+        warnings.warn(sentence, InputWarning, stacklevel=2)
+    return found
 
 
 def _files(folder: Path, suffixes: Iterable[str]) -> Iterator[Path]:

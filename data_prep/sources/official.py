@@ -29,7 +29,8 @@ def read_official(source: Input) -> Record | Rejection:
 
 def _read(source: Input) -> Record:
     assert source.frames is not None
-    audio = checked_audio(decode(source.path, pictures=False).audio)
+    decoded = decode(source.path, pictures=False)
+    audio = checked_audio(decoded.audio, cancels=decoded.cancels)
     names = [source.frames.path / f"{number:06d}.jpg" for number in range(1, source.frames.count + 1)]
     jpegs = tuple(_read_picture(name) for name in names)
     return Record(source.id, source.label, audio, jpegs, still_picture=len(set(jpegs)) == 1)

@@ -26,7 +26,7 @@ def read_video(source: Input, *, reject_still: bool = False) -> Record | Rejecti
 
 def _read(source: Input, reject_still: bool) -> Record:
     decoded = decode(source.path, pictures=True, segment=source.segment)
-    audio = checked_audio(decoded.audio)
+    audio = checked_audio(decoded.audio, cancels=decoded.cancels)
     if reject_still and decoded.still_picture:
         refuse("still_picture", "all its pictures are the same")
     return Record(source.id, source.label, audio, decoded.frames, still_picture=decoded.still_picture)

@@ -97,6 +97,31 @@ def test_only_our_own_sentences_reach_the_user(trained, wav, tmp_path):
 
 
 @pytest.mark.slow
+def test_separating_again_says_what_it_replaces(trained, wav, tmp_path, capsys):
+    arguments = ["separate", str(wav), "--model", str(trained), "--query", "buzz", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    assert "replaced" not in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert "2 files of an earlier separation will be replaced" in capsys.readouterr().err
+
+
+def test_a_folder_given_as_a_file_is_named(trained, tmp_path, capsys):
+    folder = str(tmp_path)
+    for arguments in (
+        ["separate", folder, "--model", str(trained), "--query", "buzz", "--out", "out"],
+        ["prepare", "table", folder, folder, "--out", "table.safetensors"],
+        ["prepare", "videos", folder, "--labels", folder, "--out", "out"],
+        ["prepare", "download", folder, "--out", "out"],
+        ["prepare", "music", "--json", folder, "--videos", folder, "--out", "out"],
+        ["prepare", "official", folder, "--root", folder, "--out", "out"],
+        ["import-torch", folder, "out"],
+        ["import-torch", folder + "/x.pt", "out", "--train-args", folder],
+        ["train", f"--config={folder}.py", "--workdir=w"],
+    ):
+        assert folder in refuses(capsys, *arguments)
+
+
+@pytest.mark.slow
 def test_evaluate_prints_a_table(trained, clip_records, tmp_path, capsys):
     arguments = ["--records", str(clip_records), "--num-mixtures", "4", "--out", str(tmp_path / "scores")]
     assert main(["evaluate", "--model", str(trained), *arguments]) == 0

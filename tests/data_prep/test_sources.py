@@ -18,7 +18,7 @@ from clipsep_jax.data_prep.sources.official import find_official, read_official
 from clipsep_jax.data_prep.sources.vggsound import find_vggsound
 from clipsep_jax.data_prep.sources.videos import find_videos, read_video
 from clipsep_jax.data_prep.writer import PoolRunner, write_records
-from clipsep_jax.errors import InputError
+from clipsep_jax.errors import InputError, InputWarning
 from tests.data_prep.made_media import assert_same_sound, grey_pictures, make_video, sweep, tone
 
 HERE = PoolRunner(num_workers=0)
@@ -197,6 +197,16 @@ def test_music_solos_and_duets(tmp_path):
     assert inputs[2].path == tmp_path / "solo" / "tuba" / "ccc.webm"
     assert not inputs[0].path.exists()
     assert all(source.split == hashed_split(source.id) for source in inputs)
+
+
+def test_of_two_files_of_one_name_the_first_is_used_and_told(tmp_path):
+    (tmp_path / "list.json").write_text(json.dumps({"videos": {"tuba": ["ccc"]}}))
+    for name in ("a/ccc.webm", "b/ccc.mp4"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with pytest.warns(InputWarning, match=r"1 files have the name of another, .*a/ccc\.webm, not .*b/ccc\.mp4"):
+        (source,) = find_music([tmp_path / "list.json"], tmp_path)
+    assert source.path == tmp_path / "a" / "ccc.webm"
 
 
 @pytest.mark.parametrize(
