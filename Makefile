@@ -29,6 +29,7 @@ quick: .venv/.test
 	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not soak"
 
 soak: .venv/.test
+	$(BIN)/python -m tests.robustness.fuzz
 	$(BIN)/pytest -m soak
 
 test-tfds: .venv/.test .venv-tfds/.ready

@@ -14,7 +14,8 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.machine import machine
-from clipsep_jax.config import Config, read_config
+from clipsep_jax.config import Config
+from clipsep_jax.config_files import read_config
 from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, RecordSet
 from clipsep_jax.demo.toy.records import make_toy_records
 from clipsep_jax.evaluation.scores import Evaluation

@@ -13,7 +13,8 @@ import pytest
 
 import clipsep_jax
 from clipsep_jax.cli.main import main
-from clipsep_jax.config import Config, read_config
+from clipsep_jax.config import Config
+from clipsep_jax.config_files import read_config
 from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.data_prep.verify import verify
 from clipsep_jax.evaluation.scores import Evaluation

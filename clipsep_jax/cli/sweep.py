@@ -33,7 +33,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Trains a model for each value; `overrides` are the options of the config that all share."""
-    from clipsep_jax.config import read_config
+    from clipsep_jax.config_files import read_config
     from clipsep_jax.training.sweep import GAMMAS, read_variation, sweep
 
     config = read_config(options.config, overrides)

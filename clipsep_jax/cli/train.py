@@ -53,7 +53,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Trains one model; `overrides` are the options of the config."""
-    from clipsep_jax.config import read_config
+    from clipsep_jax.config_files import read_config
 
     config = read_config(options.config, overrides)
     get_ready(config, options)

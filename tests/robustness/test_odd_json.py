@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.robustness.mutations import ODD
 from tests.robustness.readings import READINGS, refused
 
-ODD = [3, -1, 2**70, 1.5, float("nan"), float("inf"), True, None, "", "..", "\x1b[31m", [], [[3]], {}, {"x": {}}]
 MOST, MOST_TOKENIZERS = 60, 12  # odd values per file; a tokenizer takes a fifth of a second to read
 
 MOST_LETTERS = 3_000  # of a refusal
@@ -52,7 +52,7 @@ def test_odd_values_are_read_or_refused_in_one_sentence(kind, name, trained, cli
     for text in _texts((good / name).read_text(), name.endswith(".jsonl"), most):
         shutil.copytree(good, folder)
         (folder / name).write_text(text)
-        refusal = refused(lambda: reading.read(folder))
+        refusal = refused(lambda: reading.read(folder, tmp_path / "out"))
         assert len(refusal) < MOST_LETTERS
         assert "\n" not in refusal, text[:500]
         shutil.rmtree(folder)

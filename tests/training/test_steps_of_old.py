@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipsep_jax.config import Config, read_config
+from clipsep_jax.config import Config
+from clipsep_jax.config_files import read_config
 from clipsep_jax.models.clipsep import stored_layout
 from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.structures import Batch
