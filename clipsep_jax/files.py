@@ -22,6 +22,7 @@ from clipsep_jax.schema import SchemaError, checked
 
 MOST_JSON_BYTES = 16 * 2**20  # of a file
 _MOST_NAME_BYTES = 255
+MOST_LIST_BYTES = 256 * 2**20  # of a file with a line for each clip or label
 MOST_LINE_BYTES = 2**20  # of a line of a file of such lines
 
 T = TypeVar("T")
@@ -166,15 +167,18 @@ def read_json_lines(path: Path, otherwise: str, kind: type[T] | GenericAlias) ->
     return values
 
 
-def check_is_file(path: Path) -> None:
-    """Refuse a folder, and a pipe or a device, reading from which might never end.
+def check_is_file(path: Path, most_bytes: int | None = None) -> None:
+    """Refuse a folder, a pipe or a device, reading from which might never end, and a file that is too large.
 
     Raises:
-        InputError: it is not a regular file.
+        InputError: it is not a regular file, or has more than `most_bytes`.
         FileNotFoundError: there is no such file.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path} is a folder, a pipe or a device; give a file.")
+    if most_bytes is not None and status.st_size > most_bytes:
+        raise InputError(f"{path} is larger than {most_bytes >> 20} MiB; give a smaller file.")
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:

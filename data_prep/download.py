@@ -15,7 +15,7 @@ from clipsep_jax.data_prep.decode.limits import MAX_FILE_BYTES
 from clipsep_jax.data_prep.sources import music
 from clipsep_jax.data_prep.sources.videos import VIDEO_SUFFIXES
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import decode_json, encode_json
+from clipsep_jax.files import MOST_LIST_BYTES, check_is_file, decode_json, encode_json
 
 DOWNLOAD_LEDGER_NAME = "download.jsonl"
 URL = "https://www.youtube.com/watch?v={}"
@@ -56,6 +56,7 @@ def read_ids(path: Path) -> list[str]:
     elif not path.is_file():
         raise InputError(f"There is no file {path}; give vggsound.csv, a list of MUSIC, or a file of one id per line.")
     else:
+        check_is_file(path, MOST_LIST_BYTES)
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 first = [row[0].strip() for row in csv.reader(file) if row and row[0].strip()]
@@ -185,7 +186,9 @@ def _append(ledger: Path, line: DownloadLine) -> None:
 
 def _read_lines(ledger: Path) -> list[DownloadLine]:
     """The lines so far; one that was cut off when its process was killed is dropped."""
-    data = ledger.read_bytes() if ledger.is_file() else b""
+    if ledger.exists():
+        check_is_file(ledger, MOST_LIST_BYTES)
+    data = ledger.read_bytes() if ledger.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
         os.truncate(ledger, len(whole))

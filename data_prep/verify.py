@@ -40,8 +40,9 @@ def verify(folder: Path) -> Iterator[str]:
         elif sha256_of(path) != digest:
             yield f"{path} has changed; restore it or prepare the records again."
     for name, content in tfds_files(manifest).items():
-        if not (folder / name).is_file() or (folder / name).read_bytes() != content:
-            yield f"{folder / name} disagrees with the manifest; restore it or prepare the records again."
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != len(content) or path.read_bytes() != content:
+            yield f"{path} disagrees with the manifest; restore it or prepare the records again."
     num_records = sum(shard.num_records for shard in shards)
     if manifest.counts.get("accepted") != num_records or sum(manifest.labels.values()) > num_records:
         yield f"{folder / MANIFEST_NAME} counts its records wrongly; restore it or prepare the records again."

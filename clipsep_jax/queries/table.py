@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import check_is_file, decode_json, encode_json
+from clipsep_jax.files import MOST_LIST_BYTES, check_is_file, decode_json, encode_json
 from clipsep_jax.queries.prompts import nearest_labels
 from clipsep_jax.tensors import read_metadata, read_tensors, write_tensors
 
@@ -22,17 +22,24 @@ def read_table(labels: Path, vectors: Path) -> "EmbeddingTable":
         InputError: a file is missing or damaged, or they do not fit together.
     """
     try:
-        for path in (labels, vectors):
-            check_is_file(path)
+        check_is_file(labels, MOST_LIST_BYTES)
+        check_is_file(vectors, 4 * MOST_LIST_BYTES)
         names = tuple(line.strip() for line in labels.read_text("utf-8").splitlines() if line.strip())
-        array = np.load(vectors, allow_pickle=False)
-        if array.dtype.kind != "f":
-            raise ValueError(f"the vectors are {array.dtype}, not float32")
-        return EmbeddingTable(names, np.asarray(array, np.float32, copy=True))
+        return EmbeddingTable(names, _read_vectors(vectors))
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} does not exist; see docs/sentences.md for how to make it.") from error
-    except (ValueError, EOFError, TypeError) as error:
+    except ValueError as error:
         raise InputError(f"{vectors} and {labels} do not make a table of embeddings: {error}.") from error
+
+
+def _read_vectors(path: Path) -> Float32[np.ndarray, "..."]:
+    try:
+        array = np.load(path, allow_pickle=False, mmap_mode="r")  # takes no memory for what a header claims
+    except Exception as error:  # NumPy's reader fails in many ways
+        raise ValueError(f"the vectors cannot be read ({' '.join(str(error).split())[:100]})") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        raise ValueError(f"the vectors are {getattr(array, 'dtype', 'several arrays')}, not float32")
+    return np.asarray(array, np.float32, copy=True)
 
 
 @dataclass(frozen=True, eq=False)

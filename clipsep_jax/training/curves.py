@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clipsep_jax.errors import InputError
-from clipsep_jax.files import check_json, decode_json, encode_json, naming, write_json_lines
+from clipsep_jax.files import MOST_LINE_BYTES, check_json, decode_json, encode_json, naming, write_json_lines
 from clipsep_jax.training.tensorboard import Board
 
 FILE_NAME = "metrics.jsonl"
@@ -15,10 +15,11 @@ FILE_NAME = "metrics.jsonl"
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of a workdir's metrics.jsonl, without an incomplete last one."""
     path = workdir / FILE_NAME
-    lines = path.read_bytes().splitlines() if path.is_file() else []
     metrics = list[dict[str, Any]]()
-    with suppress(InputError):
-        for line in lines:
+    if not path.is_file():
+        return metrics
+    with path.open("rb") as file, suppress(InputError):
+        while line := file.readline(MOST_LINE_BYTES):
             values = decode_json(line, path, "is torn.", dict)
             check_json(values.get("step"), path, "is torn.", int)
             if not all(type(value) in (int, float) for value in values.values()):  # NaN is a value that a loss can have

@@ -16,6 +16,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from clipsep_jax.errors import InputError, InputWarning
+from clipsep_jax.files import MOST_LIST_BYTES, check_is_file
 
 SPLITS = ("train", "validation", "test")
 
@@ -151,6 +152,7 @@ def read_rows(table: Path, columns: Sequence[str], header: bool = True) -> Itera
     named = ",".join(columns)
     if not table.is_file():
         raise InputError(f"There is no file {table}; give a CSV file with the columns {named}.")
+    check_is_file(table, MOST_LIST_BYTES)
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, None if header else columns)

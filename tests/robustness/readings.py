@@ -215,7 +215,7 @@ def _make_media(folder: Path, *_: Path) -> None:
     for suffix in ("wav", "flac", "ogg", "mp3", "aiff", "au", "caf"):
         soundfile.write(folder / f"a.{suffix}", sound, 16_000)
     (folder / "a.amr").write_bytes(b"#!AMR\n" + (b"\x3c" + bytes(31)) * 100)
-    for suffix in ("mp4", "mkv", "avi", "mov"):
+    for suffix in ("mp4", "mkv", "avi"):
         make_video(folder / f"v.{suffix}", tone(1.2), grey_pictures(12))
     (folder / "f").mkdir()
     (folder / "f" / "000001.jpg").write_bytes(make_record(0).frames[0])
