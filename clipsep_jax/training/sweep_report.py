@@ -1,6 +1,7 @@
 """The report of a sweep: a row per member, the figures of the ablation, a page."""
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -39,7 +40,8 @@ def summarise_member(workdir: Path, varied: Mapping[str, float | int | str], sco
     with suppress(InputError):  # no model, or a damaged one
         progress = open_model_dir(workdir).progress
         row |= {f"best_{name}": value for name, value in vars(progress).items() if value is not None}
-    row |= {"skipped_steps": int(lines[-1].get("skipped_steps", 0))} if lines else {}
+    skipped = lines[-1].get("skipped_steps", 0) if lines else math.nan
+    row |= {"skipped_steps": int(skipped)} if math.isfinite(skipped) else {}
     for name in _AVERAGED:
         values = [line[name] for line in lines if name in line and line["step"] > 0.9 * lines[-1]["step"]]
         row |= {name: float(np.mean(values))} if values else {}
