@@ -78,6 +78,14 @@ RUNS = (
         },
     ),
     Run(
+        "benchmarks.loop --threads 1",
+        {
+            "clips_per_second": "10 s clips a second that the loop could feed a device",
+            "own_milliseconds": "milliseconds of the main thread a step, beside waiting for input",
+            "p90_to_median": "the time of a slow step (the ninetieth percentile) over the median",
+        },
+    ),
+    Run(
         "benchmarks.separate",
         {
             "real_time_factor": "seconds of audio a second",

@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clipsep_jax.data import tfds
+from clipsep_jax.data.index import Shard, read_index
 from clipsep_jax.data.record import CorruptRecordError, Record
 from clipsep_jax.data.record_set import (
     EMBEDDING_NAME,
@@ -26,8 +27,6 @@ from clipsep_jax.data.record_set import (
     EncoderInfo,
     Manifest,
     RecordSplit,
-    Shard,
-    read_index,
     read_manifest,
     write_manifest,
     write_shard,

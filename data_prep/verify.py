@@ -6,17 +6,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from clipsep_jax.data.index import Shard, index_line, index_path
 from clipsep_jax.data.record import CorruptRecordError
-from clipsep_jax.data.record_set import (
-    MANIFEST_NAME,
-    Contents,
-    RecordSplit,
-    Shard,
-    index_line,
-    index_path,
-    read_manifest,
-    tfds_files,
-)
+from clipsep_jax.data.record_set import MANIFEST_NAME, Contents, RecordSplit, read_manifest, tfds_files
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import sha256_of
 
@@ -59,7 +51,8 @@ def shard_problems(folder: Path, shard: Shard, contents: Contents) -> Iterator[s
     lines, intact = [], True
     for number, entry in enumerate(split.entries):
         try:
-            lines.append(index_line(split.decoded(number), entry.offset, entry.length))
+            record, data = split.decoded(number), split.serialized(number)
+            lines.append(index_line(record, entry.offset, data, in_parts=entry.parts is not None))
         except CorruptRecordError as error:
             intact = False
             yield str(error)
@@ -67,5 +60,5 @@ def shard_problems(folder: Path, shard: Shard, contents: Contents) -> Iterator[s
         return
     if sha256_of(path) != shard.sha256:
         yield f"{path} does not have the SHA-256 of the manifest; restore it or prepare it again."
-    if index_path(path).read_bytes() != b"".join(lines):
+    elif index_path(path).read_bytes() != b"".join(lines):
         yield f"{index_path(path)} disagrees with its shard; restore it or prepare the records again."

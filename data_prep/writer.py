@@ -18,15 +18,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from clipsep_jax.data.index import Shard, index_path, read_index
 from clipsep_jax.data.record import AudioEncoding, Record
 from clipsep_jax.data.record_set import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
     Manifest,
-    Shard,
     ShardWriter,
-    index_path,
-    read_index,
     read_manifest,
     write_manifest,
 )

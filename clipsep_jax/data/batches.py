@@ -48,7 +48,7 @@ class TolerantReader:
         size = len(self._split)
         for other in range(number, number + size):
             try:
-                return self._read(self._split[other % size], rng)
+                return self._read(self._split.clip(other % size), rng)
             except CorruptRecordError as error:
                 self._count(error, (other + 1) % size)
         raise AssertionError("a split without a whole record has ended the run before")

@@ -11,6 +11,7 @@ from jaxtyping import Int16, UInt8
 
 from clipsep_jax.config import DataConfig, SpectrogramConfig
 from clipsep_jax.data.record import FRAMES_PER_SECOND, CorruptRecordError, Record, decode_frame
+from clipsep_jax.data.stored import StoredArray, StoredRecord
 from clipsep_jax.errors import InputError
 
 
@@ -23,10 +24,12 @@ def centre_range(num_frames: int, margin: int) -> tuple[int, int]:
     return margin + 1, num_frames - margin
 
 
-def crop_audio(audio: Int16[np.ndarray, " L"], centre_samples: int, num_samples: int) -> Int16[np.ndarray, " n"]:
+def crop_audio(
+    audio: Int16[np.ndarray, " L"] | StoredArray, centre_samples: int, num_samples: int
+) -> Int16[np.ndarray, " n"]:
     """`num_samples` around a centre: short audio is tiled, outside is silence, the last sample is always 0."""
     if len(audio) < num_samples:
-        audio = np.tile(audio, num_samples // len(audio) + 1)
+        audio = np.tile(audio[:], num_samples // len(audio) + 1)
     half = num_samples // 2
     start, end = max(0, centre_samples - half), min(len(audio), centre_samples + half)
     crop = np.zeros(num_samples, np.int16)
@@ -45,7 +48,7 @@ def pictures_around(centre: int, num_frames: int, count: int) -> Int16[np.ndarra
     return np.clip(indices, 0, num_frames - 1).astype(np.int16)
 
 
-QueryOf = Callable[[Record, np.ndarray], np.ndarray]  # of a record and the pictures around a centre
+QueryOf = Callable[[Record | StoredRecord, np.ndarray], np.ndarray]  # of a record and the pictures around a centre
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class ClipReader:
     query: QueryOf | None
     frames: bool = False
 
-    def __call__(self, record: Record, rng: np.random.Generator | None) -> dict[str, Any]:
+    def __call__(self, record: Record | StoredRecord, rng: np.random.Generator | None) -> dict[str, Any]:
         """Cuts a clip: at a random centre and gain from `rng`, or without it in the middle with gain 1."""
         num_frames = self._num_frames(record)
         low, high = centre_range(num_frames, self.data.frame_margin)
@@ -76,13 +79,13 @@ class ClipReader:
             return clip | {"frames": np.stack([self._decode(record, int(number)) for number in nearby])}
         return clip if self.query is None else clip | {"query": self.query(record, nearby)}
 
-    def _decode(self, record: Record, number: int) -> UInt8[np.ndarray, "H W 3"]:
+    def _decode(self, record: Record | StoredRecord, number: int) -> UInt8[np.ndarray, "H W 3"]:
         try:
             return decode_frame(record.frames[number])
         except CorruptRecordError as error:
             message = f"{record.id}, picture {number + 1}: {error} Prepare the records again."
             raise CorruptRecordError(message, error.reason) from error
 
-    def _num_frames(self, record: Record) -> int:
+    def _num_frames(self, record: Record | StoredRecord) -> int:
         seconds = len(record.audio) * FRAMES_PER_SECOND // self.spectrogram.sample_rate_hz
         return record.num_frames or max(1, seconds)

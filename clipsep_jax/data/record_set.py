@@ -5,7 +5,8 @@ The format is described in docs/records.md. TensorFlow is neither needed nor imp
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from clipsep_jax.config import SAMPLE_RATE_HZ
 from clipsep_jax.data import tfds
+from clipsep_jax.data.index import IndexEntry, Shard, index_line, index_path, read_index
 from clipsep_jax.data.record import (
     FRAME_SIZE,
     FRAMES_PER_SECOND,
@@ -24,60 +26,23 @@ from clipsep_jax.data.record import (
     decode_record,
     encode_record,
 )
+from clipsep_jax.data.stored import IndexLine, StoredRecord
 from clipsep_jax.data.tfrecord import FRAMING_BYTES, framed, unframed
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import (
     atomic_write,
     check_json,
-    encode_json,
     is_file_name,
     read_json,
-    read_json_lines,
     write_json,
 )
 from clipsep_jax.schema import shown
 
 SCHEMA_VERSION = 2
-MOST_RECORD_BYTES = 256 * 2**20  # of one clip
 
 MANIFEST_NAME = "manifest.json"
 LABEL_EMBEDDINGS_NAME = "label_embeddings.safetensors"
 EMBEDDING_NAME = "embedding.partial"  # a folder beside the shards, while they are rewritten
-
-
-@dataclass(frozen=True)
-class Shard:
-    """What the manifest knows of one shard file."""
-
-    name: str
-    num_records: int
-    num_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class IndexLine:
-    """One line of a shard's index."""
-
-    offset: int  # bytes before the record's framing
-    length: int  # bytes of the serialized record, without its framing
-    id: str
-    label: str
-    num_frames: int
-    num_samples: int
-
-
-@dataclass(frozen=True, slots=True)
-class IndexEntry(IndexLine):
-    """A line of an index, and where the record is."""
-
-    shard: str  # name of the file
-    number: int  # of the record in its shard
-
-
-def index_path(shard: Path) -> Path:
-    """The path of a shard's index."""
-    return shard.with_name(shard.name + ".index.jsonl")
 
 
 class ShardWriter:
@@ -104,7 +69,7 @@ class ShardWriter:
         record_bytes = framed(data)
         self._stream.write(record_bytes)
         self._digest.update(record_bytes)
-        self._lines.append(index_line(record, self._offset, len(data)))
+        self._lines.append(index_line(record, self._offset, data))
         self._offset += len(record_bytes)
 
     def __exit__(self, *error: Any) -> None:
@@ -123,47 +88,6 @@ def write_shard(path: Path, records: Iterable[Record], audio_encoding: AudioEnco
     return writer.shard
 
 
-def index_line(record: Record, offset: int, length: int) -> bytes:
-    """The line of the index for a record of `length` bytes, framed at `offset`."""
-    return encode_json(asdict(IndexLine(offset, length, record.id, record.label, record.num_frames, len(record.audio))))
-
-
-def read_index(folder: Path, shard: Shard) -> list[IndexEntry]:
-    """The records of a shard, by its index.
-
-    Raises:
-        InputError: the shard or its index is missing, or is not what the manifest says.
-    """
-    path = index_path(folder / shard.name)
-    otherwise = "is not an index of records; restore it or prepare the records again."
-    try:
-        size = (folder / shard.name).stat().st_size
-        lines = read_json_lines(path, otherwise, IndexLine)
-    except FileNotFoundError as error:
-        raise InputError(f"{error.filename} is missing; restore it or prepare the records again.") from error
-    if (len(lines), size) != (shard.num_records, shard.num_bytes):
-        text = f"{len(lines)} records in {size} bytes, but the manifest says {shard.num_records} in {shard.num_bytes}"
-        raise InputError(f"{folder / shard.name} has {text}; restore the file or prepare the records again.")
-    if not _tile(lines, size):
-        raise InputError(f"{path} points outside of its shard; restore it or prepare the records again.")
-    if any(line.length > MOST_RECORD_BYTES for line in lines):
-        raise InputError(f"{path} names a record above {MOST_RECORD_BYTES >> 20} MiB; prepare shorter clips.")
-    return [
-        IndexEntry(line.offset, line.length, line.id, line.label, line.num_frames, line.num_samples, shard.name, number)
-        for number, line in enumerate(lines)
-    ]
-
-
-def _tile(lines: Iterable[IndexLine], num_bytes: int) -> bool:
-    """Whether records follow each other without a gap, up to the end of their shard."""
-    end = 0
-    for line in lines:
-        if line.offset != end or min(line.length, line.num_frames, line.num_samples) < 0:
-            return False
-        end += line.length + FRAMING_BYTES
-    return end == num_bytes
-
-
 @dataclass(frozen=True)
 class Contents:
     """What the records of a folder hold.
@@ -176,7 +100,7 @@ class Contents:
     labels: frozenset[str]
     query_size: int | None
 
-    def check(self, record: Record, line: IndexLine) -> None:
+    def check(self, record: Record | StoredRecord, line: IndexLine) -> None:
         """Check one record, read with or without its pictures.
 
         Raises:
@@ -186,7 +110,7 @@ class Contents:
         if fault:
             raise CorruptRecordError(f"It does not suit its folder ({fault}); prepare the records again.", fault)
 
-    def _fault(self, record: Record, line: IndexLine) -> str:
+    def _fault(self, record: Record | StoredRecord, line: IndexLine) -> str:
         embeddings = record.frame_embeddings
         if not len(record.audio):
             return "it holds no audio"
@@ -200,7 +124,9 @@ class Contents:
             return "it holds no embeddings" if self.query_size is not None and line.num_frames else ""
         if embeddings.shape[1] != self.query_size:
             return f"its embeddings have size {embeddings.shape[1]}, not {self.query_size}"
-        return "" if np.isfinite(embeddings).all() else "its embeddings hold numbers that are not finite"
+        if isinstance(embeddings, np.ndarray) and not np.isfinite(embeddings).all():
+            return "its embeddings hold numbers that are not finite"
+        return ""
 
 
 class RecordSplit:
@@ -244,17 +170,39 @@ class RecordSplit:
         """Read one record whose pictures are decoded too, to check them; see `__getitem__`."""
         return self._read(index, with_frames=True, decode=True)
 
-    def _read(self, index: int, with_frames: bool, decode: bool) -> Record:
+    def clip(self, index: int) -> Record | StoredRecord:
+        """One record, of which only what is asked for is read and checked, where its index and pictures allow that."""
+        entry = self.entries[index]
+        if entry.parts is None or self._with_frames:
+            return self[index]
+        with self._telling(entry):
+            stored = StoredRecord(self.folder / entry.shard, entry, entry.number, entry.parts)
+            self._contents.check(stored, entry)
+            return stored
+
+    def serialized(self, index: int) -> bytes:
+        """The bytes of one record, checked; see `__getitem__`."""
         entry = self.entries[index]
         with (self.folder / entry.shard).open("rb", buffering=0) as file:
             data = os.pread(file.fileno(), entry.length + FRAMING_BYTES, entry.offset)
-        where = f"{self.folder / entry.shard}: record {entry.number}"
-        try:
-            record = decode_record(unframed(data, entry.length), with_frames=with_frames)
+        with self._telling(entry):
+            return unframed(data, entry.length)
+
+    def _read(self, index: int, with_frames: bool, decode: bool) -> Record:
+        entry, data = self.entries[index], self.serialized(index)
+        with self._telling(entry):
+            record = decode_record(data, with_frames=with_frames)
             self._contents.check(record, entry)
             for jpeg in record.frames if decode else ():
                 decode_frame(jpeg)
             return record
+
+    @contextmanager
+    def _telling(self, entry: IndexEntry) -> Iterator[None]:
+        """Name the record in the errors of reading it."""
+        where = f"{self.folder / entry.shard}: record {entry.number}"
+        try:
+            yield
         except CorruptRecordError as error:
             raise CorruptRecordError(f"{where}: {error}", error.reason) from error
         except ValueError as error:

@@ -9,7 +9,8 @@ from google.protobuf.message import Message
 
 _MASK_DELTA = 0xA282EAD8
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")  # length and its checksum; checksum of the data
-FRAMING_BYTES = _HEADER.size + _FOOTER.size
+HEADER_BYTES = _HEADER.size
+FRAMING_BYTES = HEADER_BYTES + _FOOTER.size
 
 # Declared in a pool of its own, where it cannot clash with TensorFlow's registration.
 _EXAMPLE_PROTO = """
@@ -70,3 +71,51 @@ def unframed(data: bytes, length: int) -> bytes:
     if _masked_crc32c(record) != _FOOTER.unpack(data[-_FOOTER.size :])[0]:
         raise ValueError("its checksum is wrong")
     return record
+
+
+def places_of_bytes(example: bytes) -> dict[str, tuple[int, int]]:
+    """Where a serialized Example holds the first byte string of each of its features: its start and length.
+
+    Raises:
+        ValueError: the bytes are not an Example.
+    """
+    places = {}
+    try:
+        for features in _fields(example, (0, len(example)), 1):
+            for entry in _fields(example, features, 1):
+                (name,), (value,) = _fields(example, entry, 1), _fields(example, entry, 2)
+                for strings in _fields(example, value, 1):
+                    first = next(iter(_fields(example, strings, 1)), None)
+                    if first is not None:
+                        key = example[name[0] : sum(name)].decode()
+                        places[key] = first
+    except (IndexError, UnicodeDecodeError) as error:
+        raise ValueError("it is not an Example") from error
+    return places
+
+
+def _fields(data: bytes, message: tuple[int, int], number: int) -> list[tuple[int, int]]:
+    """Start and length of each field `number` of a message, itself given by start and length; all are of bytes."""
+    at, end = message[0], sum(message)
+    found = []
+    while at < end:
+        tag, at = _varint(data, at)
+        length, at = _varint(data, at)
+        if tag & 7 != 2 or at + length > end:
+            raise ValueError("it is not an Example of byte strings")
+        if tag >> 3 == number:
+            found.append((at, length))
+        at += length
+    return found
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+        if shift > 63:
+            raise ValueError("it is not an Example")

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clipsep_jax.config import Config
-from clipsep_jax.data.record_set import IndexEntry
+from clipsep_jax.data.index import IndexEntry
 from clipsep_jax.errors import InputError
 
 

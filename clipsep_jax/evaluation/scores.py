@@ -62,7 +62,7 @@ class Evaluation:
 
     def read(self, drawn: Sequence[DrawnMixture]) -> Mixtures:
         """Some of the mixtures, cut in the middle of their clips."""
-        records = [[self.split[i] for i in mixture.clips] for mixture in drawn]
+        records = [[self.split.clip(i) for i in mixture.clips] for mixture in drawn]
         clips = [[self._reader(record, None) for record in row] for row in records]
         sources = np.array([[clip["sources"] for clip in row] for row in clips], np.float32) / 32768
         labels = [[record.label for record in row] for row in records]

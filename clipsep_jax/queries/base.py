@@ -12,7 +12,8 @@ from PIL import Image as Pillow
 from clipsep_jax.config import Config
 from clipsep_jax.data.batches import Batches, build_batches
 from clipsep_jax.data.clips import ClipReader, QueryOf
-from clipsep_jax.data.record_set import IndexEntry, RecordSet, RecordSplit
+from clipsep_jax.data.index import IndexEntry
+from clipsep_jax.data.record_set import RecordSet, RecordSplit
 from clipsep_jax.encoders.base import Encoder
 from clipsep_jax.errors import InputError
 from clipsep_jax.queries.table import EmbeddingTable

@@ -15,8 +15,10 @@ from PIL import Image as Pillow
 
 from clipsep_jax.config import Config
 from clipsep_jax.data.clips import QueryOf
+from clipsep_jax.data.index import IndexEntry
 from clipsep_jax.data.record import Record
-from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, IndexEntry, RecordSet, RecordSplit
+from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, RecordSet, RecordSplit
+from clipsep_jax.data.stored import StoredRecord
 from clipsep_jax.errors import InputError
 from clipsep_jax.queries.base import Embedder, Kind, Query
 from clipsep_jax.queries.prompts import nearest_labels, prompt_for
@@ -205,7 +207,7 @@ def _check_query_size(config: Config, where: str, size: int) -> None:
         )
 
 
-def _mean_of_pictures(record: Record, nearby: np.ndarray) -> Float32[np.ndarray, " Q"]:
+def _mean_of_pictures(record: Record | StoredRecord, nearby: np.ndarray) -> Float32[np.ndarray, " Q"]:
     assert record.frame_embeddings is not None
     return record.frame_embeddings[nearby].mean(axis=0)
 

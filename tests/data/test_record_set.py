@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clipsep_jax.data.index import Shard
 from clipsep_jax.data.record import CorruptRecordError, Record, encode_record
 from clipsep_jax.data.record_set import (
     Contents,
@@ -16,7 +17,6 @@ from clipsep_jax.data.record_set import (
     Manifest,
     RecordSet,
     RecordSplit,
-    Shard,
     write_manifest,
     write_shard,
 )

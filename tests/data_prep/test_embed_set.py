@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 
 from clipsep_jax.data.record import CorruptRecordError, Record, decode_record, encode_record
-from clipsep_jax.data.record_set import (
-    EncoderInfo,
-    RecordSet,
-    RecordSplit,
-    read_manifest,
-    write_manifest,
-    write_shard,
-)
+from clipsep_jax.data.record_set import EncoderInfo, RecordSet, RecordSplit, read_manifest, write_manifest, write_shard
 from clipsep_jax.data_prep import embed_set
 from clipsep_jax.data_prep.embed import embed_records, label_table
 from clipsep_jax.data_prep.embed_set import embed_record_set

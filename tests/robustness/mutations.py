@@ -9,7 +9,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from clipsep_jax.data.record_set import index_path, read_index, read_manifest, write_manifest
+from clipsep_jax.data.index import index_path, read_index
+from clipsep_jax.data.record_set import read_manifest, write_manifest
 from clipsep_jax.data.tfrecord import FRAMING_BYTES, framed
 from clipsep_jax.files import sha256_of, write_json_lines
 
@@ -117,7 +118,7 @@ def mutate_record(shard: Path, rng: random.Random) -> None:
         start = entry.offset + FRAMING_BYTES - 4
         record = data[start : start + entry.length]
         record = mutate_bytes(record, rng) if entry.number == number else record
-        line = {name: value for name, value in asdict(entry).items() if name not in ("shard", "number")}
+        line = {name: value for name, value in asdict(entry).items() if name not in ("shard", "number", "parts")}
         lines.append(line | {"offset": end, "length": len(record)})
         parts.append(framed(record))
         end += len(parts[-1])
