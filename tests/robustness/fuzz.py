@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-MOST_SECONDS, MOST_BYTES = 10.0, 2 * 10**9
+MOST_BYTES = 2 * 10**9
 STARTING_SECONDS = 300.0  # for imports, and for compiling at the first reading of a kind
 SHARE_OF_SLOW = 0.15  # of the changes
 
@@ -29,9 +29,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600.0, help="how long (default: 600)")
     parser.add_argument("--seed", type=int, default=0, help="of all changes (default: 0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    parser.add_argument("--patience", type=float, default=10.0, help="seconds that one reading may take (default: 10)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        counts, faults = fuzz(Path(folder), options.seconds, options.seed, options.workers)
+        counts, faults = fuzz(Path(folder), options.seconds, options.seed, options.workers, options.patience)
     kinds = sorted({kind for kind, _ in counts})
     print(f"{'':<20}{'read':>8}{'refused':>9}{'faults':>8}")
     for kind in kinds:
@@ -42,7 +43,7 @@ def main() -> int:
     return 1 if faults else 0
 
 
-def fuzz(folder: Path, seconds: float, seed: int, num_workers: int) -> tuple[Counter, list[str]]:
+def fuzz(folder: Path, seconds: float, seed: int, num_workers: int, patience: float) -> tuple[Counter, list[str]]:
     """How often each kind was read, refused or at fault, and each fault in words."""
     good = folder / "good"
     good.mkdir()
@@ -50,7 +51,7 @@ def fuzz(folder: Path, seconds: float, seed: int, num_workers: int) -> tuple[Cou
     maker.start()
     maker.join()
     assert maker.exitcode == 0
-    workers = [_Worker(folder, good, seed, number) for number in range(num_workers)]
+    workers = [_Worker(folder, good, seed, number, patience) for number in range(num_workers)]
     counts: Counter = Counter()
     faults: list[str] = []
     end = time.monotonic() + seconds
@@ -78,8 +79,9 @@ def fuzz(folder: Path, seconds: float, seed: int, num_workers: int) -> tuple[Cou
 class _Worker:
     """A process that reads one changed folder after the other; one that hangs or grows is ended, and begun anew."""
 
-    def __init__(self, folder: Path, good: Path, seed: int, number: int):
+    def __init__(self, folder: Path, good: Path, seed: int, number: int, patience: float):
         self._arguments = folder / f"worker{number}", good, seed
+        self._patience = patience
         self._start()
 
     def _start(self) -> None:
@@ -115,7 +117,7 @@ class _Worker:
         if self._num_bytes() > MOST_BYTES:
             return self._fault(f"{self._num_bytes() / 1e9:.1f} GB of memory")
         if "result" not in self._told:
-            most = MOST_SECONDS if kind in self._known else STARTING_SECONDS
+            most = self._patience if kind in self._known else STARTING_SECONDS
             return self._fault(f"no end after {most:.0f} s") if time.monotonic() - self._begun > most else None
         self._known.add(kind)
         number, self._change = self._change, None
