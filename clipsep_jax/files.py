@@ -30,7 +30,11 @@ T = TypeVar("T")
 
 def is_file_name(text: str) -> bool:
     """Whether a text names a file of a folder, rather than the folder, or something outside it."""
-    fits = 0 < len(text.encode("utf-8", "replace")) <= _MOST_NAME_BYTES and text not in (".", "..")
+    try:
+        num_bytes = len(os.fsencode(text))
+    except UnicodeEncodeError:
+        return False
+    fits = 0 < num_bytes <= _MOST_NAME_BYTES and text not in (".", "..")
     return fits and not set(text) & {"/", os.sep, os.altsep, "\0"}
 
 

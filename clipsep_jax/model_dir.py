@@ -27,6 +27,7 @@ from clipsep_jax.tensors import (
     read_tensors,
     write_tensors,
 )
+from clipsep_jax.terminal import printable
 
 FORMAT = 1
 CONFIG_FILE = "config.json"
@@ -167,4 +168,4 @@ def describe(model: ModelDir) -> str:
         "trained": f"{'unknown' if model.progress.step is None else model.progress.step} steps",
         "validation loss": str(model.progress.validation_loss),
     }
-    return "\n".join(f"{name:<16}{value}" for name, value in facts.items())
+    return "\n".join(f"{name:<16}{printable(value)}" for name, value in facts.items())

@@ -36,8 +36,8 @@ def checked(kind: type[T] | Any, value: Any, name: str = "") -> T:
     """
     if type(value) is kind and kind in (str, bool):
         return value
-    check = _checker(kind)  # type: ignore[arg-type]
-    return check(kind, value, name)
+    described: Any = kind
+    return _checker(described)(described, value, name)
 
 
 @cache

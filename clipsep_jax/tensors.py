@@ -26,6 +26,7 @@ UP_CONV = (1, 2, 3, 0)  # OIHW -> IHWO
 
 MOST_WEIGHTS_BYTES = 16 * 2**30  # of a file; the largest CLIP that was published has 10 GB
 _MOST_TENSORS = 100_000
+_MOST_SHARING = 4  # times the size of a file of PyTorch's
 _MOST_NAME_LETTERS = 1_000
 _MOST_NAMED = 20
 
@@ -257,6 +258,9 @@ def read_torch_tensors(path: Path) -> dict[str, np.ndarray]:
     odd = [name for name, tensor in values.items() if not _is_plain(tensor)]
     if odd:
         raise InputError(f"{path} holds tensors that are not plain arrays ({_listed(odd)}); save the model's own.")
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in values.values())
+    if num_bytes > _MOST_SHARING * path.stat().st_size:  # of tied weights, or of storages that the file does not fill
+        raise InputError(f"{path} holds tensors of {num_bytes:,} bytes, above its size; save the state_dict() again.")
     return _finite(path, {name: _to_numpy(tensor) for name, tensor in values.items()})
 
 
@@ -268,7 +272,7 @@ def _check_plain_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             packed = [item for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
             num_bytes = sum(item.file_size for item in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:  # the last: of later forms of zip
         raise InputError(f"{path} is damaged ({error}); give another file.") from error
     if packed or num_bytes > path.stat().st_size:
         raise InputError(f"{path} is compressed, which PyTorch's own files are not; save the state_dict() again.")

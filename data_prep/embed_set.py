@@ -129,6 +129,7 @@ def finish_embedding(records: Path) -> None:
         InputError: an earlier version has replaced a part of the shards.
     """
     work = records / EMBEDDING_NAME
+    _check_own(work)
     staged = work / _STAGED_NAME
     if (work / MANIFEST_NAME).is_file() and not (records / MANIFEST_NAME).is_file():
         _give_back(records, work)
@@ -172,6 +173,7 @@ def _hashes(paths: Sequence[Path], otherwise: Path) -> dict[str, str]:
 def _begin(records: Path, encoder: EncoderInfo, change: Change) -> Path:
     """The folder for the new files; what a run that did something else has left there is dropped."""
     work = records / EMBEDDING_NAME
+    _check_own(work)
     options = {"encoder": encoder.sha256, "drop_frames": change.drop_frames, "batch_size": change.batch_size}
     options["manifest"] = sha256_of(records / MANIFEST_NAME)
     if work.is_dir() and not _holds(work / _OPTIONS_NAME, options):
@@ -181,6 +183,13 @@ def _begin(records: Path, encoder: EncoderInfo, change: Change) -> Path:
     write_json(work / _OPTIONS_NAME, options, indent=None)
     (work / _STAGED_NAME / LEDGER_NAME).unlink(missing_ok=True)  # tells of records that may have been restored
     return work / _STAGED_NAME
+
+
+def _check_own(work: Path) -> None:
+    """Refuse a folder of an unfinished run in which a link leads to files of others, which would be moved."""
+    for path in (work, *(work.iterdir() if work.is_dir() else ())):
+        if path.is_symlink():
+            raise InputError(f"{path} is a link, which `clipsep prepare embed` does not write; delete it.")
 
 
 def _holds(path: Path, options: dict) -> bool:

@@ -131,6 +131,17 @@ def test_recordings_put_together_are_read_to_the_end(tmp_path, rate_hz, between)
         assert abs(2 * spectrum.argmax() - frequency) <= 4
 
 
+def test_a_recording_that_is_damaged_in_the_middle_is_refused(tmp_path):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 20 * 16_000)
+    soundfile.write(tmp_path / "a.mp3", noise, 16_000)
+    data = bytearray((tmp_path / "a.mp3").read_bytes())
+    middle = slice(len(data) // 4, 3 * len(data) // 4)
+    data[middle] = np.random.default_rng(1).bytes(middle.stop - middle.start)
+    (tmp_path / "a.mp3").write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.mp3 cannot be read as sound: it cannot be decoded"):
+        read_sound(tmp_path / "a.mp3")
+
+
 def test_speech_of_telephones_is_read(tmp_path):
     (tmp_path / "a.amr").write_bytes(b"#!AMR\n" + (b"\x3c" + bytes(31)) * 100)
     assert len(read_sound(tmp_path / "a.amr")) == 32_000

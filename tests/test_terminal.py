@@ -1,7 +1,10 @@
 """Texts of strangers reach the terminal as text."""
 
 import io
+import json
+import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +49,22 @@ def test_names_in_files_are_printable_wherever_they_are_told(tmp_path, capsys):
         main(arguments)
         captured = capsys.readouterr()
         assert not set(captured.out + captured.err) & set("\x1b\x07\u202e\udcff\x9b"), arguments
+
+
+def test_no_name_begins_a_line_of_its_own(tmp_path, capsys, trained):
+    folder = tmp_path / "model"
+    shutil.copytree(trained / "best", folder)
+    shutil.rmtree(folder / "query_encoder", ignore_errors=True)
+    values = json.loads((folder / "config.json").read_text())
+    values["query_encoder"]["name"] = "x\nvalidation loss 0.0"
+    (folder / "config.json").write_text(json.dumps(values))
+    assert main(["info", str(folder)]) == 0
+    assert "encoder         x\\nvalidation loss" in capsys.readouterr().out
+    records = make_records(tmp_path / "records")
+    manifest = read_manifest(records)
+    write_manifest(records, replace(manifest, other_files={"x\nall is intact.": "00"}))
+    assert main(["prepare", "verify", str(records)]) == 2
+    assert "\nall is intact" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

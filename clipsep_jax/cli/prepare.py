@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from clipsep_jax.cli.options import positive
 from clipsep_jax.errors import InputError
-from clipsep_jax.terminal import say
+from clipsep_jax.terminal import printable, say
 
 if TYPE_CHECKING:
     from clipsep_jax.data_prep.pool import Reader
@@ -233,7 +233,7 @@ def _verify(options: argparse.Namespace, _: Sequence[str]) -> None:
 
     num_problems = 0
     for problem in verify(options.records):
-        say(problem)
+        say(printable(problem))
         num_problems += 1
     if num_problems:
         raise InputError(f"{options.records} is damaged: {num_problems} problems, listed above.")

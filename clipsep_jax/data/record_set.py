@@ -299,11 +299,25 @@ def read_manifest(folder: Path) -> Manifest:
     splits = check_json(fields.get("splits"), path, otherwise, dict[str, _StoredSplit], "splits")
     fields["splits"] = {name: split.shards for name, split in splits.items()}
     manifest = check_json({name: fields[name] for name in fields.keys() - _FIXED}, path, otherwise, Manifest)
-    names = [shard.name for split in splits.values() for shard in split.shards]
-    for name in [*names, *manifest.other_files]:
-        if not is_file_name(name):
-            raise InputError(f"{path} {otherwise.removesuffix('.')} ({shown(name)} is not a file in its folder).")
+    fault = _fault_of(manifest, fields)
+    if fault:
+        raise InputError(f"{path} {otherwise.removesuffix('.')} ({fault}).")
     return manifest
+
+
+def _fault_of(manifest: Manifest, fields: dict) -> str:
+    """What is wrong with a manifest whose values have the right types; empty if nothing is."""
+    for name, value in _FIXED.items():
+        if fields.get(name) != value:
+            return f"{name} is {shown(fields.get(name))}, not {value}"
+    shards = [shard.name for split in manifest.splits.values() for shard in split]
+    for name in [*shards, *manifest.other_files]:
+        if not is_file_name(name):
+            return f"{shown(name)} is not a file in its folder"
+    for name in shards:
+        if not name.endswith(".tfrecord") or shards.count(name) > 1:
+            return f"{shown(name)} is not the name of one shard"
+    return ""
 
 
 class RecordSet:

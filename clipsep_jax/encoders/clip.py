@@ -1,7 +1,6 @@
 """CLIP as a frozen encoder of pictures and texts, read from and written as Hugging Face folders."""
 
 import hashlib
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -108,7 +107,8 @@ class ClipEncoder(Encoder):
     def tokenize(self, texts: Sequence[str]) -> tuple[Int32[np.ndarray, "B P"], list[bool]]:
         """Return token ids, padded to the longest text the tower takes, and whether each text was cut to that."""
         limit = self.config.text.max_position_embeddings
-        rows = self.tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
+        words = [text.encode("utf-8", "replace").decode() for text in texts]  # lone surrogates are no text
+        rows = self.tokenizer(words, verbose=False)["input_ids"] if words else []
         ids = np.full((len(rows), limit), self.tokenizer.pad_token_id, np.int32)
         for target, row in zip(ids, rows, strict=True):
             whole = row if len(row) <= limit else [*row[: limit - 1], row[-1]]
@@ -128,8 +128,13 @@ def load_clip(name_or_path: str, *, download: bool = True) -> ClipEncoder:
     folder = resolve_model_folder(name_or_path, download=download)
     config = read_config(folder)
     pictures = _read_pictures(folder, config.vision.image_size)
+    tensors, source = read_weights(folder), str(weights_files(folder)[0])
+    for tower, layers in (("text", config.text.num_hidden_layers), ("vision", config.vision.num_hidden_layers)):
+        names = [name for name in tensors if name.startswith(f"{tower}_model.") and name.endswith("k_proj.weight")]
+        if layers > 2 * len(names):  # before a network of so many is made
+            raise InputError(f"{source} does not fit the network; it has {len(names)} {tower} layers, not {layers}.")
     model = nnx.eval_shape(lambda: Clip(config, nnx.Rngs(0)))
-    load_tensors(model, read_weights(folder), CLIP_RULES, str(weights_files(folder)[0]))
+    load_tensors(model, tensors, CLIP_RULES, source)
     name = str(folder.resolve()) if Path(name_or_path).expanduser().is_dir() else name_or_path
     return ClipEncoder(name, folder, config, pictures, *nnx.split(model))
 
@@ -227,9 +232,8 @@ def _read_pictures(folder: Path, image_size: int) -> PictureConfig:
 
 
 def _colours(values: dict, name: str, least: float, path: Path) -> tuple[float, float, float]:
-    found = values.get(name)
-    numbers = [float(value) for value in found if isinstance(value, int | float)] if isinstance(found, list) else []
-    if len(numbers) != 3 or found != numbers or not all(least <= number < math.inf for number in numbers):
+    numbers = check_json(values.get(name), path, _DAMAGED, list[float], name)
+    if len(numbers) != 3 or min(numbers) < least:
         raise InputError(f"{path} needs three numbers from {least} up as {name}; correct it.")
     red, green, blue = numbers
     return red, green, blue

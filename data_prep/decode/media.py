@@ -25,6 +25,7 @@ from clipsep_jax.data_prep.decode.sound import PREROLL_SECONDS, Sound, check_fin
 from clipsep_jax.data_prep.sources.inputs import Segment
 
 _MAX_MISSING_SECONDS = 0.5  # a file may end so much before its declared end
+_MP3_TAGS = (b"ID3", b"TAG", b"APETAGEX")
 _TIME_BASE = 1_000_000  # FFmpeg's, of whole files
 _UNKNOWN_WAV_BYTES = 2**31 - 2**16  # programs that write WAV to a pipe state a size that no file has
 
@@ -182,14 +183,13 @@ def _frames(container: Any, streams: Sequence[Any], ends_anywhere: bool) -> Iter
     """Give each decoded frame with its stream."""
     import av
 
-    has_tags_between = container.format.name == "mp3"  # where recordings were put together
     for packet in container.demux(*streams):
         if packet.is_corrupt and not ends_anywhere:
             refuse("undecodable", "it ends in the middle, or is damaged")
         try:
             frames = packet.decode()
         except av.InvalidDataError:
-            if not has_tags_between:
+            if not bytes(packet).startswith(_MP3_TAGS):  # which lie between recordings that were put together
                 raise
             continue
         for frame in frames:

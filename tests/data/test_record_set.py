@@ -220,6 +220,8 @@ def test_missing_and_unknown_things_are_input_errors(tmp_path):
         (lambda fields: [], "not a manifest"),
         (lambda fields: fields | {"splits": {"train": {"shards": [{"name": "x"}]}}}, "not a manifest"),
         (lambda fields: fields | {"encoder": "clip"}, "not a manifest"),
+        (lambda fields: fields | {"sample_rate_hz": 44_100}, "sample_rate_hz is 44100, not 16000"),
+        (lambda fields: fields | {"frame_size": None}, "frame_size is None, not 224"),
     ],
 )
 def test_a_bad_manifest_is_an_input_error(tmp_path, change, words):
@@ -227,6 +229,17 @@ def test_a_bad_manifest_is_an_input_error(tmp_path, change, words):
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(InputError, match=words):
+        RecordSet(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train.partial", "label_embeddings.safetensors", "manifest.json", "\ud800.tfrecord"])
+def test_a_shard_has_a_name_that_no_other_file_has(tmp_path, name):
+    write_set(tmp_path, splits={"train": (Shard(name, 1, 1, "00"),)})
+    with pytest.raises(InputError, match=r"is not (the name of one shard|a file in its folder)"):
+        RecordSet(tmp_path)
+    one = Shard("a.tfrecord", 1, 1, "00")
+    write_set(tmp_path, splits={"train": (one,), "test": (one,)})
+    with pytest.raises(InputError, match=r"'a\.tfrecord' is not the name of one shard"):
         RecordSet(tmp_path)
 
 

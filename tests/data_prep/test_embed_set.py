@@ -383,3 +383,16 @@ def test_the_work_folder_is_gone_and_the_manifest_tells_the_hashes(records):
     assert not list(records.glob("*.partial"))
     fields = json.loads((records / "manifest.json").read_text())
     assert fields["encoder"] == {"name": "fake", "sha256": "0" * 64, "query_size": 3}
+
+
+@pytest.mark.parametrize("name", ["", "records"])
+def test_files_behind_a_link_are_not_moved(records, tmp_path, name):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "keep.txt").write_text("mine")
+    link = records / "embedding.partial" / name
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(theirs)
+    with pytest.raises(InputError, match="is a link"):
+        embed_record_set(records, PlacedEncoder())
+    assert [path.name for path in theirs.iterdir()] == ["keep.txt"]

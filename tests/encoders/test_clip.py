@@ -1,6 +1,7 @@
 import hashlib
 import json
 import re
+import time
 import warnings
 
 import jax
@@ -337,6 +338,7 @@ def test_a_config_that_we_cannot_run_is_refused(tmp_path, values, fault):
         ({"image_std": [0.5, 0, 0.5]}, "image_std"),
         ({"image_mean": [0.5, "0.5", 0.5]}, "image_mean"),
         ({"image_mean": 0.5}, "image_mean"),
+        ({"image_mean": [10**400, 0, 0]}, "image_mean"),
     ],
 )
 def test_picture_settings_that_are_not_clip_s_are_refused(spoilt, values, fault):
@@ -392,6 +394,20 @@ def test_a_tokenizer_of_another_model_is_refused(spoilt, fault):
     with pytest.raises(InputError, match=rf"the tokenizer of {re.escape(str(spoilt))}") as caught:
         encoder.embed_text(["rain"])
     assert "\n" not in str(caught.value)
+
+
+def test_many_more_layers_than_there_are_weights_are_refused_at_once(spoilt):
+    values = json.loads((spoilt / "config.json").read_text())
+    change(spoilt / "config.json", text_config=values["text_config"] | {"num_hidden_layers": 128})
+    begin = time.monotonic()
+    with pytest.raises(InputError, match=r"model\.safetensors does not fit the network; it has 2 text layers, not 128"):
+        load_clip(str(spoilt))
+    assert time.monotonic() - begin < 5
+
+
+def test_a_text_that_is_no_unicode_is_embedded(spoilt):
+    encoder = load_clip(str(spoilt))
+    np.testing.assert_array_equal(encoder.embed_text(["\udce9"]), encoder.embed_text(["?"]))
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end(spoilt):

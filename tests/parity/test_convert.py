@@ -295,6 +295,14 @@ def test_a_counter_that_counts_nothing_is_refused(count, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_that_share_what_a_file_holds_once_are_refused(zipped, tmp_path):
+    one = torch.zeros(10**6)
+    torch.save({f"x{n}": one for n in range(50)}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"x\.pt holds tensors of 200,000,000 bytes, above its size"):
+        import_torch(tmp_path / "x.pt", tmp_path / "model")
+
+
 def test_an_archive_that_grows_in_memory_is_refused(tmp_path):
     torch.save({"x": torch.zeros(10**6)}, tmp_path / "plain.pt")
     with (
