@@ -1,5 +1,6 @@
 """Folders of published models: on this machine, or fetched from the Hugging Face Hub."""
 
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ def resolve_model_folder(name_or_path: str, *, download: bool = True) -> Path:
         InputError: it is neither, or it cannot be fetched, or is not on this machine and is not to be fetched.
     """
     folder = Path(name_or_path)
-    if name_or_path and folder.is_dir():
+    if name_or_path and os.path.isdir(folder):  # Path.is_dir raises an error at a name too long for a file
         return folder
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name_or_path, re.ASCII):
         raise InputError(f"'{name_or_path}' is neither a folder nor a Hugging Face id such as owner/name; correct it.")

@@ -15,6 +15,7 @@ from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.files import atomic_write
 
 LIBSNDFILE_SUFFIXES = {".wav", ".flac", ".ogg", ".aif", ".aiff"}  # FFmpeg reads the others
+_LIBSNDFILE_FORMATS = {"WAV", "WAVEX", "RF64", "FLAC", "OGG", "AIFF"}  # whatever the suffix says
 
 _BLOCK_SAMPLES = 2**18
 
@@ -65,6 +66,8 @@ def _read_by_libsndfile(path: Path, max_seconds: int) -> tuple[Float32[np.ndarra
     try:
         with soundfile.SoundFile(path) as file:
             rate_hz = file.samplerate
+            if file.format not in _LIBSNDFILE_FORMATS:
+                refuse("undecodable", f"it is {file.format}, whatever its name says")
             check_sound_format(rate_hz, file.channels)
             resampler = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ")
             for block in file.blocks(_BLOCK_SAMPLES, dtype="float32", always_2d=True):

@@ -50,7 +50,7 @@ def test_both_decoders_and_prepare_refuse_a_file_in_the_same_words(tmp_path, nam
 
     assert refuses("missing", "there is no such file") == "give a sound or video file."
     (tmp_path / name).mkdir()
-    assert refuses("undecodable", "it is not a regular file") == "export it again, as WAV or MP4."
+    assert refuses("missing", "it is a folder, a pipe or a device") == "give a sound or video file."
     (tmp_path / name).rmdir()
     loud = tone(1.5, 16_000, gains=(0.5,))
     loud[0, 5_000] = np.nan
@@ -107,6 +107,13 @@ def test_a_format_that_no_recording_has_is_refused(tmp_path, name, rate_hz, num_
     soundfile.write(tmp_path / name, np.zeros((1_600, num_channels), np.int16), rate_hz, format="WAV")
     with pytest.raises(InputError, match=f"{name}.*({words}|decoded)"):
         read_sound(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["MAT5", "HTK", "IRCAM"])
+def test_a_format_outside_of_the_list_is_refused_whatever_its_name(tmp_path, kind):
+    soundfile.write(tmp_path / "a.wav", np.zeros(1_600, np.int16), 16_000, format=kind)
+    with pytest.raises(InputError, match=f"a.wav.* it is {kind}, whatever its name says"):
+        read_sound(tmp_path / "a.wav")
 
 
 def test_a_sound_that_is_written_comes_back_clipped(tmp_path):

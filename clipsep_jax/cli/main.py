@@ -27,6 +27,7 @@ COMMANDS = {
     "info": ("info", "Show what a model directory holds."),
     "demo": ("demo", "Run the whole job on made-up data, or on your own videos, and write a report."),
 }
+_WRONG_PATH = {errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR}  # the machine is well
 _WITH_OVERRIDES = ("train", "sweep-gamma")  # any option of the config may follow
 
 
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INPUT
     except OSError as error:
         _complain(_os_error(error))
-        return EXIT_FAILURE
+        return EXIT_INPUT if error.errno in _WRONG_PATH else EXIT_FAILURE
     except Exception as error:
         if not _is_out_of_memory(error):
             raise

@@ -39,7 +39,8 @@ def _read_vectors(path: Path) -> Float32[np.ndarray, "..."]:
         raise ValueError(f"the vectors cannot be read ({' '.join(str(error).split())[:100]})") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
         raise ValueError(f"the vectors are {getattr(array, 'dtype', 'several arrays')}, not float32")
-    return np.asarray(array, np.float32, copy=True)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        return np.asarray(array, np.float32, copy=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -121,6 +121,18 @@ def test_a_folder_given_as_a_file_is_named(trained, tmp_path, capsys):
         assert folder in refuses(capsys, *arguments)
 
 
+def test_a_name_that_no_file_can_have_is_an_input_error(trained, tmp_path, capsys):
+    name, out = "n" * 5_000, str(tmp_path / "out")
+    for arguments in (
+        ["separate", name + ".wav", "--model", str(trained), "--query", "buzz", "--out", out],
+        ["separate", "a.wav", "--model", name, "--query", "buzz", "--out", out],
+        ["prepare", "embed", str(tmp_path), "--encoder", name],
+        ["import-torch", name + ".pt", out],
+        ["train", "--config=configs/clipsep.py", f"--workdir={out}", f"--config.data.records={name}"],
+    ):
+        assert name in refuses(capsys, *arguments)
+
+
 @pytest.mark.slow
 def test_evaluate_prints_a_table(trained, clip_records, tmp_path, capsys):
     arguments = ["--records", str(clip_records), "--num-mixtures", "4", "--out", str(tmp_path / "scores")]
@@ -169,7 +181,14 @@ def test_table_of_sentences_is_made_from_labels_and_vectors(tmp_path, capsys):
     np.testing.assert_array_equal(EmbeddingTable.load(out).lookup("cat"), np.eye(2, 5, dtype=np.float32)[1])
     np.save(vectors, np.eye(3))
     assert "one vector for each" in refuses(capsys, "prepare", "table", str(labels), str(vectors), "--out", str(out))
-    for wrong in (np.full((2, 3), np.nan), np.full((2, 3), np.inf), np.ones((2, 3), int), np.ones((2, 3), complex)):
+    beyond = np.full((2, 3), 1e300)  # finite in float64 alone
+    for wrong in (
+        np.full((2, 3), np.nan),
+        np.full((2, 3), np.inf),
+        beyond,
+        np.ones((2, 3), int),
+        np.ones((2, 3), complex),
+    ):
         np.save(vectors, wrong)
         told = refuses(capsys, "prepare", "table", str(labels), str(vectors), "--out", str(out))
         assert "do not make a table" in told
