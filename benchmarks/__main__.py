@@ -78,9 +78,13 @@ RUNS = (
         },
     ),
     Run(
-        "benchmarks.loop --threads 1",
+        "benchmarks.loop",
         {
-            "clips_per_second": "10 s clips a second that the loop could feed a device",
+            "clips_per_second": "10 s clips a second that the loop could feed a device, read by 2 processes",
+            "ratio_to_one_worker": "times that by one process, median",
+            "ratio_to_threads": "times that by threads of the training process, median",
+            "start_seconds": "seconds to the first batch",
+            "worker_megabytes": "MB of memory of each process that reads",
             "own_milliseconds": "milliseconds of the main thread a step, beside waiting for input",
             "p90_to_median": "the time of a slow step (the ninetieth percentile) over the median",
         },

@@ -44,6 +44,7 @@ RANGES = {
     "data.batch_size": (1, 2**20),
     "data.frames_per_clip": (1, 10_000),
     "data.frame_margin": (0, 10_000),
+    "data.read_workers": (-1, 1_000),
     "data.read_threads": (1, 10_000),
     "data.num_dropped_pairs": (0, 2**20),
     "data.similar_pairs_from_step": (0, _MOST_STEPS),
@@ -149,7 +150,8 @@ class DataConfig:
     frame_margin: int = 3  # pictures before and after the centre of a clip
     gain_min: float = 0.5
     gain_max: float = 1.5
-    read_threads: int = 4
+    read_workers: int = -1  # processes that read clips; -1: as the cores allow; 0: threads of the training process
+    read_threads: int = 4  # that read clips where no processes do
     similar_pairs: Literal["keep", "drop", "downweight"] = "keep"  # mixtures of sources whose queries are alike
     num_dropped_pairs: int = 0  # with "drop": how many of the most similar pairs to drop, read in addition to a batch
     similar_pairs_from_step: int = 10_000

@@ -13,7 +13,7 @@ PROGRAMS = ("init", "compiled_train_step", "compiled_validation_step")
 OUTSIDE = {  # what no program depends on; the numbers of the objective and of the optimizer are its data
     "objective": {"gamma": 0.0, "regularizer_weight": 0.0, "noise_warmup_steps": 0},
     "optimizer": vars(OptimizerConfig()),
-    "data": {"records": "", "read_threads": 1, "train_split": "", "validation_split": ""},
+    "data": {"records": "", "read_threads": 1, "read_workers": 0, "train_split": "", "validation_split": ""},
     "query": {"encoder": "", "table": ""},
     "train": dict.fromkeys(("steps", "log_every", "validate_every", "validation_batches", "board_mixtures"), 1),
     "checkpoint": {"save_every": 1, "keep_latest": 2},

@@ -79,7 +79,7 @@ def small_config(records: Path, **train: int) -> Config:
         spectrogram=replace(config.spectrogram, num_samples=2047),
         model=replace(config.model, num_levels=1, width=2, num_noise_heads=2, query_size=QUERY_SIZE, init_std=0.1),
         objective=replace(config.objective, name="noise_invariant"),
-        data=replace(config.data, records=str(records), batch_size=2),
+        data=replace(config.data, records=str(records), batch_size=2, read_workers=0),
         optimizer=replace(config.optimizer, warmup_steps=2),
         train=replace(config.train, **train),
         checkpoint=replace(config.checkpoint, save_every=2),

@@ -1,96 +1,125 @@
 """From clips to batches. The batch of a step is a pure function of the config and the step."""
 
-import threading
+import os
 import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import count
 
 import numpy as np
 
 from clipsep_jax.config import Config
+from clipsep_jax.data import reading
 from clipsep_jax.data.clips import ClipReader
-from clipsep_jax.data.record import CorruptRecordError
+from clipsep_jax.data.reading import Arrays, BatchReader, Replacement, Report, too_many
+from clipsep_jax.data.reading_processes import read_in_processes
 from clipsep_jax.data.record_set import RecordSplit
 from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.structures import Batch
 
-MAX_REPLACED, REPLACED_WINDOW = 1, 1_000  # so many damaged records at most, in so many reads
+MOST_WORKERS = 8  # unless more are asked for
 
 
-class TolerantReader:
-    """Reads clips by their number in a split; for a damaged record it reads the next whole one, with a warning that
-    names both.
-
-    Which one depends only on the split, so equal runs stay equal. Reading is safe from many threads.
+class Damages:
+    """Counts damaged records by their place in the sequence of clips, each place once, however often it is read.
 
     Attributes:
-        replaced: how many were replaced, by reason.
+        replaced: by place.
     """
 
-    def __init__(self, split: RecordSplit, read: ClipReader):
-        self.replaced: Counter[str] = Counter()
-        self._split = split
-        self._read = read
-        self._num_reads = 0
-        self._replaced_at: deque[int] = deque(maxlen=MAX_REPLACED + 1)
-        self._lock = threading.Lock()
+    def __init__(self) -> None:
+        self.replaced: dict[int, Replacement] = {}
 
-    def __call__(self, number: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """Read a clip, or the one after it, as `ClipReader` does.
+    def add(self, place: int, one: Replacement) -> None:
+        """Warn of a damaged record, in a sentence that names it and the one that is used instead.
 
         Raises:
             InputError: more than 0.1% of any 1,000 records were damaged.
         """
-        with self._lock:
-            self._num_reads += 1
-        size = len(self._split)
-        for other in range(number, number + size):
-            try:
-                return self._read(self._split.clip(other % size), rng)
-            except CorruptRecordError as error:
-                self._count(error, (other + 1) % size)
-        raise AssertionError("a split without a whole record has ended the run before")
-
-    def _count(self, error: CorruptRecordError, instead: int) -> None:
-        with self._lock:
-            self.replaced[error.reason] += 1
-            self._replaced_at.append(self._num_reads)
-            recent = [at for at in self._replaced_at if at > self._num_reads - REPLACED_WINDOW]
-        if len(recent) > MAX_REPLACED:
-            counts = ", ".join(f"{count} times: {reason}" for reason, count in self.replaced.items())
-            raise InputError(f"{error} More than {MAX_REPLACED} of {REPLACED_WINDOW} records were damaged ({counts}).")
-        entry = self._split.entries[instead]
-        warnings.warn(f"{error} {entry.id} is used instead.", InputWarning, stacklevel=3)
+        if place in self.replaced:
+            return
+        self.replaced[place] = one
+        recent = [other for other in self.replaced if abs(other - place) < reading.REPLACED_WINDOW]
+        if len(recent) > reading.MAX_REPLACED:
+            raise too_many(self.replaced.values())
+        warnings.warn(f"{one.message} {one.instead} is used instead.", InputWarning, stacklevel=3)
 
 
-@dataclass(frozen=True)
 class Batches:
-    """Batches by their number: `batches[step]`, or iterated from a step with read-ahead."""
+    """Batches by their number: `batches[step]`, or iterated from a step with read-ahead.
 
-    dataset: Any  # grain.MapDataset
-    numbers: Any  # the same for the clips' numbers in the split, [B, N] per step and process
-    num_processes: int
-    split: RecordSplit
-    reader: TolerantReader
-    read_threads: int
+    Attributes:
+        damages: damaged records that were met.
+        num_bytes_read: so far.
+        reader: what they hold.
+    """
+
+    def __init__(
+        self,
+        reader: BatchReader,
+        of_step: Callable[[np.ndarray, int], np.ndarray],
+        *,
+        num_threads: int = 1,
+        num_workers: int = 0,
+    ):
+        """Nothing is read yet.
+
+        Args:
+            of_step: makes the queries of a step from those that the reader gave.
+            num_threads: that read ahead, without workers.
+            num_workers: processes that read ahead.
+        """
+        self.damages, self.num_bytes_read = Damages(), 0
+        self.reader, self._of_step = reader, of_step
+        self._num_threads, self._num_workers = num_threads, num_workers
+        self.ids = reader.ids
 
     def __getitem__(self, step: int) -> Batch:
-        return Batch(**self.dataset[step])
+        return self._batch(step, *self.reader.read(step))
 
-    def ids(self, step: int) -> list[str]:
-        """Which clips the global batch of a step holds."""
-        first = step * self.num_processes
-        parts = [np.ravel(self.numbers[first + process]) for process in range(self.num_processes)]
-        return [self.split.entries[number].id for number in np.concatenate(parts)]
+    def iterate(self, start: int = 0) -> Generator[Batch, None, None]:
+        """The batches from a step on; close it to end threads and processes.
 
-    def iterate(self, start: int = 0) -> Iterator[Batch]:
-        import grain
+        Raises:
+            InputError: a record cannot be used.
+            OSError: the machine failed.
+        """
+        read = self._in_processes(start) if self._num_workers else self._in_threads(start)
+        with closing(read):
+            for step, (arrays, report) in enumerate(read, start):
+                yield self._batch(step, arrays, report)
 
-        options = grain.ReadOptions(num_threads=self.read_threads, prefetch_buffer_size=2 * max(1, self.read_threads))
-        for arrays in self.dataset[start:].to_iter_dataset(options):
-            yield Batch(**arrays)
+    def _batch(self, step: int, arrays: Arrays, report: Report) -> Batch:
+        self.num_bytes_read += report.num_bytes
+        for place, one in report.replaced:
+            self.damages.add(place, one)
+        if "query" in arrays:
+            arrays = arrays | {"query": self._of_step(arrays["query"], step)}
+        return Batch(**arrays)
+
+    def _in_processes(self, start: int) -> Generator[tuple[Arrays, Report], None, None]:
+        return read_in_processes(self.reader, self._num_workers, start)
+
+    def _in_threads(self, start: int) -> Generator[tuple[Arrays, Report], None, None]:
+        waiting: deque[Future[tuple[Arrays, Report]]] = deque()
+        pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="read")
+        try:
+            for step in count(start):
+                waiting.append(pool.submit(self.reader.read, step))
+                if len(waiting) > 2 * self._num_threads:
+                    yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def num_workers_of(asked: int) -> int:
+    """How many processes read: as many as asked for, or for -1 what leaves two cores to training."""
+    if asked >= 0:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_WORKERS, max(0, cores - 2))
 
 
 def build_batches(
@@ -104,11 +133,7 @@ def build_batches(
     process_index: int = 0,
     num_processes: int = 1,
 ) -> Batches:
-    """Endless batches of mixtures from one split.
-
-    Clips are reshuffled every pass and paired in that order; if their number is odd, the pair across two passes may
-    hold one clip twice. In training the cuts are random. The process's share is cut from the finished sequence, so the
-    global batch does not depend on the number of processes.
+    """Endless batches of mixtures from one split; see `BatchReader`.
 
     Args:
         split: the clips; with pictures if the reader needs them.
@@ -120,23 +145,12 @@ def build_batches(
     Raises:
         InputError: the split has fewer clips than a mixture has sources.
     """
-    import grain
-
-    _check_size(split, config.data.num_sources)
-
-    def batched(clips: Any) -> Any:
-        return clips.batch(config.data.num_sources).batch(batch_size)
-
-    ordered = grain.MapDataset.source(range(len(split))).seed(config.train.seed).shuffle().repeat()
-    read = TolerantReader(split, reader)
-    dataset = batched(ordered.random_map(read) if training else ordered.map(read))[process_index::num_processes]
-    if reader.query is not None:
-        dataset = dataset.map_with_index(lambda step, batch: batch | {"query": of_step(batch["query"], step)})
-    return Batches(dataset, batched(ordered), num_processes, split, read, config.data.read_threads)
-
-
-def _check_size(split: RecordSplit, num_sources: int) -> None:
+    num_sources = config.data.num_sources
     if len(split) < num_sources:
         raise InputError(
             f"The split {split.name!r} of {split.folder} has {len(split)} clips, too few for mixtures of {num_sources}."
         )
+    seed = config.train.seed
+    batches = BatchReader(split, reader, seed, training, num_sources, batch_size, process_index, num_processes)
+    num_workers = num_workers_of(config.data.read_workers)
+    return Batches(batches, of_step, num_threads=config.data.read_threads, num_workers=num_workers)

@@ -44,8 +44,8 @@ def centre_samples(centre: int, sample_rate_hz: int) -> int:
 
 def pictures_around(centre: int, num_frames: int, count: int) -> Int16[np.ndarray, " R"]:
     """Indices (from 0) of the `count` pictures around a centre (from 1), the outermost repeated at the ends."""
-    indices = centre - 1 + np.arange(count) - count // 2
-    return np.clip(indices, 0, num_frames - 1).astype(np.int16)
+    first = centre - 1 - count // 2
+    return np.array([min(max(index, 0), num_frames - 1) for index in range(first, first + count)], np.int16)
 
 
 QueryOf = Callable[[Record | StoredRecord, np.ndarray], np.ndarray]  # of a record and the pictures around a centre

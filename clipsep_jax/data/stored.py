@@ -1,6 +1,7 @@
 """A record of which only what is used is read, and checked: its index holds a checksum of each part of it."""
 
 import base64
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from clipsep_jax.data.tfrecord import HEADER_BYTES, places_of_bytes
 from clipsep_jax.files import encode_json
 
 PART_BYTES = 2**15
+_DTYPES = {name: np.dtype(name) for name in ("<i2", "<f4")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,8 @@ class StoredArray:
         dtype: str,
     ):
         self._read, self._damaged, self._start, self._num_rows = read, damaged, start, num_rows
-        self._row_shape, self._dtype = row_shape, np.dtype(dtype)
-        self._row_bytes = self._dtype.itemsize * int(np.prod(row_shape, dtype=int))
+        self._row_shape, self._dtype = row_shape, _DTYPES[dtype]
+        self._row_bytes = self._dtype.itemsize * math.prod(row_shape)
 
     def __len__(self) -> int:
         return self._num_rows
@@ -107,9 +109,11 @@ class StoredRecord:
     Attributes:
         id, label, num_frames: see `Record`.
         audio, frame_embeddings: the same arrays, to be cut or indexed.
+        num_bytes_read: so far.
     """
 
     frames: tuple[bytes, ...] = ()
+    num_bytes_read = 0
 
     def __init__(self, path: Path, line: IndexLine, number: int, parts: Parts):
         """A record by the line of its shard's index.
@@ -145,8 +149,12 @@ class StoredRecord:
         first, last = begin // PART_BYTES, -(-end // PART_BYTES)
         start = first * PART_BYTES
         length = min(last * PART_BYTES, self._line.length) - start
-        with self._path.open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), length, self._line.offset + HEADER_BYTES + start)
+        descriptor = os.open(self._path, os.O_RDONLY)
+        try:
+            data = os.pread(descriptor, length, self._line.offset + HEADER_BYTES + start)
+        finally:
+            os.close(descriptor)
+        self.num_bytes_read += len(data)
         for number in range(first, last):
             part = data[number * PART_BYTES - start : (number + 1) * PART_BYTES - start]
             if google_crc32c.value(part) != self._checks[number]:

@@ -16,11 +16,10 @@ from PIL import Image as Pillow
 from clipsep_jax.config import Config
 from clipsep_jax.data.clips import QueryOf
 from clipsep_jax.data.index import IndexEntry
-from clipsep_jax.data.record import Record
 from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, RecordSet, RecordSplit
-from clipsep_jax.data.stored import StoredRecord
 from clipsep_jax.errors import InputError
 from clipsep_jax.queries.base import Embedder, Kind, Query
+from clipsep_jax.queries.of_records import OfLabel, Stacked, mean_of_pictures
 from clipsep_jax.queries.prompts import nearest_labels, prompt_for
 from clipsep_jax.queries.table import EmbeddingTable
 
@@ -67,7 +66,7 @@ class Image(Encoded):
 
     def query_of(self, config: Config, records: RecordSet) -> QueryOf:
         _check_embeddings(config, records)
-        return _mean_of_pictures
+        return mean_of_pictures
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,7 @@ class Text(Encoded):
 
     def query_of(self, config: Config, records: RecordSet) -> QueryOf:
         _check_embeddings(config, records)
-        table = EmbeddingTable.load(records.folder / LABEL_EMBEDDINGS_NAME)
-        return lambda record, _: table.lookup(record.label)
+        return OfLabel(EmbeddingTable.load(records.folder / LABEL_EMBEDDINGS_NAME).as_dict())
 
     def query_of_label(self, label: str) -> str:
         return prompt_for(label)
@@ -96,8 +94,7 @@ class Hybrid(Encoded):
 
     def query_of(self, config: Config, records: RecordSet) -> QueryOf:
         """Both, [2, Q]; `of_step` takes one."""
-        of_picture, of_text = IMAGE.query_of(config, records), TEXT.query_of(config, records)
-        return lambda record, nearby: np.stack([of_picture(record, nearby), of_text(record, nearby)])
+        return Stacked((IMAGE.query_of(config, records), TEXT.query_of(config, records)))
 
     def of_step(self, query: np.ndarray, step: int) -> np.ndarray:
         return query[:, :, step % 2]
@@ -121,8 +118,7 @@ class Label(Kind):
         return records.labels
 
     def query_of(self, config: Config, records: RecordSet) -> QueryOf:
-        numbers = {label: np.array(number, np.int32) for number, label in enumerate(records.labels)}
-        return lambda record, _: numbers[record.label]
+        return OfLabel({label: np.array(number, np.int32) for number, label in enumerate(records.labels)})
 
     def embed(self, query: Query, by: Embedder) -> np.int32:
         """The number of one of the model's labels."""
@@ -145,7 +141,7 @@ class Sentence(Kind):
     def query_of(self, config: Config, records: RecordSet) -> QueryOf:
         table = EmbeddingTable.load(Path(config.query.table))
         _check_query_size(config, config.query.table, table.vectors.shape[1])
-        return lambda record, _: table.lookup(record.label)
+        return OfLabel(table.as_dict())
 
     def embed(self, query: Query, by: Embedder) -> Float32[np.ndarray, " Q"]:
         """The embedding of one of the table's labels; an embedding [Q] as it is."""
@@ -205,11 +201,6 @@ def _check_query_size(config: Config, where: str, size: int) -> None:
             f"{where} holds embeddings of size {size}, the config expects {config.model.query_size}; "
             f"set --config.model.query_size={size}."
         )
-
-
-def _mean_of_pictures(record: Record | StoredRecord, nearby: np.ndarray) -> Float32[np.ndarray, " Q"]:
-    assert record.frame_embeddings is not None
-    return record.frame_embeddings[nearby].mean(axis=0)
 
 
 def _as_pictures(pictures: np.ndarray) -> UInt8[np.ndarray, "R H W 3"]:

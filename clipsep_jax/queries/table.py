@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import MOST_LIST_BYTES, check_is_file, decode_json, encode_json
-from clipsep_jax.queries.prompts import nearest_labels
+from clipsep_jax.queries.of_records import lookup
 from clipsep_jax.tensors import read_metadata, read_tensors, write_tensors
 
 _TENSOR_NAME = "vectors"
@@ -60,9 +60,13 @@ class EmbeddingTable:
         if not np.isfinite(self.vectors).all():
             raise ValueError("its vectors are not finite")
 
+    def as_dict(self) -> dict[str, Float32[np.ndarray, " Q"]]:
+        """The embedding of each label."""
+        return dict(zip(self.labels, self.vectors, strict=True))
+
     @cached_property
-    def _rows(self) -> dict[str, int]:
-        return {label: row for row, label in enumerate(self.labels)}
+    def _of_label(self) -> dict[str, np.ndarray]:
+        return self.as_dict()
 
     def lookup(self, label: str) -> Float32[np.ndarray, " Q"]:
         """Give the embedding of a label.
@@ -70,10 +74,7 @@ class EmbeddingTable:
         Raises:
             InputError: the table lacks the label; the nearest ones are listed.
         """
-        if label not in self._rows:
-            nearest = ", ".join(nearest_labels(label, self.labels))
-            raise InputError(f"There is no embedding of the label {label!r}; the nearest are {nearest}.")
-        return self.vectors[self._rows[label]]
+        return lookup(label, self._of_label)
 
     def save(self, path: Path) -> None:
         """Write the table as safetensors, the labels as JSON in its metadata."""

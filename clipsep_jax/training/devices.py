@@ -3,7 +3,8 @@
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -171,6 +172,8 @@ def local_batch_size(batch_size: int, mesh: Mesh | AbstractMesh, spare: int = 0)
 def put_batch(batch: T, mesh: Mesh) -> T:
     """Host arrays of this process's share -> device arrays of the global batch."""
     sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
@@ -180,11 +183,15 @@ def put_numbers(tree: T, mesh: Mesh) -> T:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, np.asarray(jnp.asarray(x))), tree)
 
 
-def put_ahead(batches: Iterable[T], mesh: Mesh) -> Iterator[T]:
-    """Batches of device arrays, NUM_AHEAD of them on their way to the devices while one is in use."""
+def put_ahead(batches: Generator[T, None, None], mesh: Mesh) -> Generator[T, None, None]:
+    """Batches of device arrays, NUM_AHEAD of them on their way to the devices while one is in use.
+
+    Closing it closes `batches`.
+    """
     waiting: deque[T] = deque()
-    for batch in batches:
-        waiting.append(put_batch(batch, mesh))
-        if len(waiting) > NUM_AHEAD:
-            yield waiting.popleft()
-    yield from waiting
+    with closing(batches):
+        for batch in batches:
+            waiting.append(put_batch(batch, mesh))
+            if len(waiting) > NUM_AHEAD:
+                yield waiting.popleft()
+        yield from waiting

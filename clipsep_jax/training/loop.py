@@ -11,6 +11,7 @@ A workdir holds
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -112,9 +113,12 @@ def _loop(run: Run, state: TrainState, start: int, workdir: Output, stop: StopRe
     config, steps = run.config, run.config.train.steps
     first, on_screen = jax.process_index() == 0, sys.stderr.isatty()
     goodput, speed, previews = Goodput(), Speed(start), Previews(run)
-    batches = put_ahead(run.train_batches.iterate(start), run.mesh)
     counts: list[Array] = []  # of skipped steps, not fetched yet
-    with _progress(start, steps, first and on_screen) as progress, Watchdog(config.train.hang_seconds) as watchdog:
+    with (
+        closing(put_ahead(run.train_batches.iterate(start), run.mesh)) as batches,
+        _progress(start, steps, first and on_screen) as progress,
+        Watchdog(config.train.hang_seconds) as watchdog,
+    ):
         for step in range(start + 1, steps + 1):
             with goodput.during("input"):
                 batch = next(batches)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from clipsep_jax.config import Config
-from clipsep_jax.data import batches as input
+from clipsep_jax.data import reading
 from clipsep_jax.data import record_set as record_sets
-from clipsep_jax.data.batches import TolerantReader
+from clipsep_jax.data.batches import Damages
 from clipsep_jax.data.clips import ClipReader, centre_range, centre_samples, crop_audio, pictures_around
+from clipsep_jax.data.reading import TolerantReader
 from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, Contents, RecordSet, RecordSplit, write_shard
 from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.queries.kinds import KINDS
@@ -229,7 +230,8 @@ def test_a_damaged_record_is_replaced_by_the_next_whole_one(tmp_path):
         batch = batches[steps[0]]
     for id, sound in zip(batches.ids(steps[0]), batch.sources.reshape(4, -1), strict=True):
         np.testing.assert_array_equal(sound, wanted[ids[4] if id == ids[3] else id])
-    assert dict(batches.reader.replaced) == {"its checksum is wrong": 1}
+    assert [one.reason for one in batches.damages.replaced.values()] == ["its checksum is wrong"]
+    assert_equal(batches[steps[0]], batch)  # told once, though it is read again
 
 
 def test_more_than_one_damaged_record_in_a_thousand_ends_the_run(tmp_path):
@@ -246,17 +248,23 @@ def test_more_than_one_damaged_record_in_a_thousand_ends_the_run(tmp_path):
 
 
 def test_two_damaged_records_far_apart_are_both_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr(input, "REPLACED_WINDOW", 5)
+    monkeypatch.setattr(reading, "REPLACED_WINDOW", 5)
     records = RecordSet(make_records(tmp_path))
     split, reader = records.split("train"), KINDS["image"].reader(small_config(tmp_path), records)
     whole = [reader(split[number], None)["sources"] for number in range(7)]
     damage(records, "train", {1})
-    read = TolerantReader(split, reader)
+    read, damages = TolerantReader(split, reader), Damages()
+    found = [read(number) for number in (1, 0, 2, 3, 4, 5, 6, 1)]
+    np.testing.assert_array_equal(
+        [clip.arrays["sources"] for clip in found], [whole[number] for number in (2, 0, 2, 3, 4, 5, 6, 2)]
+    )
+    assert [len(clip.replaced) for clip in found] == [1, 0, 0, 0, 0, 0, 0, 1]
     with pytest.warns(InputWarning, match="record 1 is damaged"):
-        found = [read(number)["sources"] for number in (1, 0, 2, 3, 4, 5, 6, 1)]
-    np.testing.assert_array_equal(found, [whole[number] for number in (2, 0, 2, 3, 4, 5, 6, 2)])
+        damages.add(0, found[0].replaced[0])
+    with pytest.warns(InputWarning, match="record 1 is damaged"):
+        damages.add(7, found[7].replaced[0])
     with pytest.raises(InputError, match="More than 1 of 5"):
-        read(1)
+        damages.add(8, read(1).replaced[0])
 
 
 @pytest.mark.parametrize("part", ["record", "picture"])
@@ -273,8 +281,9 @@ def test_what_was_written_wrong_is_replaced_too(tmp_path, monkeypatch, part):
     split = RecordSplit(tmp_path, "train", [shard], Contents(frozenset(LABELS), QUERY_SIZE))
     read = TolerantReader(split, reader)
     named = r"a\.tfrecord: record 0: The bytes" if part == "record" else r"clip0\.mp4, picture 1: A stored picture"
+    found = read(0)
     with pytest.warns(InputWarning, match=rf"{named} .* [Pp]repare the records again\. clip1\.mp4 is used"):
-        found = read(0)
-    np.testing.assert_array_equal(found["frames"], reader(split[1], None)["frames"])
+        Damages().add(0, found.replaced[0])
+    np.testing.assert_array_equal(found.arrays["frames"], reader(split[1], None)["frames"])
     reason = "it is not a readable record" if part == "record" else "a picture is not a readable JPEG"
-    assert dict(read.replaced) == {reason: 1}
+    assert [one.reason for one in found.replaced] == [reason]

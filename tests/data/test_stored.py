@@ -52,7 +52,7 @@ def test_batches_equal_those_of_older_indexes_bit_for_bit(tmp_path, kind, traini
     found = KINDS[kind].batches(config, records, "train", training=training, batch_size=2)
     first = [found[step] for step in range(6)]
     older = KINDS[kind].batches(config, without_parts(records), "train", training=training, batch_size=2)
-    assert isinstance(older.split.clip(0), Record)
+    assert isinstance(older.reader.split.clip(0), Record)
     for step, batch in enumerate(first):
         for name in ("sources", "gain", "query"):
             np.testing.assert_array_equal(getattr(batch, name), getattr(older[step], name), strict=True)

@@ -1,24 +1,27 @@
 """The commands in processes of their own, from made-up clips to a separated file."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from tests.children import children_of, ended
+
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "clipsep_jax.cli", *arguments], cwd=folder, stderr=subprocess.PIPE, text=True
-    )
+def start(folder: Path, *arguments: str, new_session: bool = False) -> subprocess.Popen:
+    command = [sys.executable, "-m", "clipsep_jax.cli", *arguments]
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=new_session)
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -88,3 +91,64 @@ def test_interrupted_training_goes_on(folder):
     result = run(folder, *train_arguments(f"--config.train.steps={stopped + 2}", *allowed))
     assert result.returncode == 0, result.stderr
     assert [line["step"] for line in metrics(folder)] == list(range(1, stopped + 3))
+
+
+@pytest.fixture
+def training(folder) -> Iterator[Callable[..., tuple[subprocess.Popen, set[int]]]]:
+    """Starts a run that would take hours, and gives its process and those that read for it once it has taken steps."""
+    processes = []
+
+    def start_training(name: str, num_workers: int, *options: str) -> tuple[subprocess.Popen, set[int]]:
+        workdir = folder / "runs" / name
+        long = ["--config.train.steps=1000000", "--config.train.validate_every=1000000"]
+        arguments = ["train", f"--config={ROOT / 'configs' / 'toy_smoke.py'}", f"--workdir={workdir}", *long]
+        process = start(folder, *arguments, f"--config.data.read_workers={num_workers}", *options, new_session=True)
+        processes.append(process)
+        deadline = time.monotonic() + 120
+        while not (workdir / "metrics.jsonl").is_file() or not (workdir / "metrics.jsonl").read_text():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        workers = children_of(process.pid)
+        assert len(workers) == num_workers
+        return process, workers
+
+    yield start_training
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+@pytest.mark.parametrize(
+    ("number", "to_all", "code"),
+    [
+        (signal.SIGINT, True, 130),  # as a terminal does
+        (signal.SIGTERM, True, 75),  # as a scheduler does
+        (signal.SIGKILL, False, -signal.SIGKILL),
+    ],
+)
+def test_no_process_that_reads_outlives_training(training, number, to_all, code):
+    shared = set(os.listdir("/dev/shm"))
+    process, workers = training(number.name, 2)
+    (os.killpg if to_all else os.kill)(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert ended(workers, seconds=10)
+    assert set(os.listdir("/dev/shm")) == shared
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_a_read_that_hangs_ends_training_without_orphans(training):
+    """A stopped worker, as on a disk that does not answer."""
+    process, workers = training("hanging", 1, "--config.train.hang_seconds=20")
+    (worker,) = workers
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        assert process.wait(timeout=90) == 1
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert "Timeout" in process.communicate()[1]
+    assert ended(workers, seconds=10)

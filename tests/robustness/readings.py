@@ -178,7 +178,8 @@ def _resume(folder: Path, _: Path) -> None:
     values["data"]["records"] = str(folder / "records")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InputWarning)
-        train(Config.from_config_dict(values), folder / "workdir", allow_changes=["data.records"])
+        config = Config.from_config_dict(values).replace(data={"read_workers": 0})  # whose audit would see them start
+        train(config, folder / "workdir", allow_changes=["data.records"])
 
 
 def _make_lists(folder: Path, *_: Path) -> None:
