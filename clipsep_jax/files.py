@@ -171,6 +171,19 @@ def read_json_lines(path: Path, otherwise: str, kind: type[T] | GenericAlias) ->
     return values
 
 
+def decode_json_lines(data: bytes) -> list[Any]:
+    """The values of lines of JSON, not checked and all at once, which takes a twentieth of the time.
+
+    Raises:
+        ValueError, RecursionError: they are no such lines; `read_json_lines` tells which.
+    """
+    lines = data.splitlines()
+    values = json.loads(b"[" + b",".join(lines) + b"]")
+    if len(values) != len(lines):
+        raise ValueError("a line holds several values")
+    return values
+
+
 def check_is_file(path: Path, most_bytes: int | None = None) -> None:
     """Refuse a folder, a pipe or a device, reading from which might never end, and a file that is too large.
 

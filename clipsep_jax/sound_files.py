@@ -44,7 +44,7 @@ def read_sound(path: Path, max_seconds: int = MAX_RECORDING_SECONDS) -> Float32[
             decoded = decode(path, pictures=False, max_seconds=max_seconds)
             audio, cancels = decoded.audio, decoded.cancels
     except Refused as refusal:
-        advice = _ADVICE[refusal.reason]
+        advice = _ADVICE[refusal.reason if path.is_file() else "missing"]
         raise InputError(f"{path} cannot be read as sound: {refusal.detail}; {advice}.") from refusal
     if cancels:
         sentence = f"the channels of {path} cancel each other out, and their mean is silent; give one channel of it."

@@ -150,7 +150,7 @@ def _give_back(records: Path, work: Path) -> None:
     try:
         for shards in read_manifest(work).splits.values():
             for shard in shards:
-                read_index(records, shard)  # checks the files; embeddings change their sizes
+                read_index(records, [shard])  # checks the files; embeddings change their sizes
     except InputError as error:
         raise InputError(
             f"{records} was left half embedded by an earlier version; prepare the records anew in another folder."
@@ -287,7 +287,7 @@ def _written(note: Path, staged: Path) -> NewShard | None:
         new = read_json(note, "is damaged.", NewShard)
         if note.name != f"{new.shard.name}.json":
             return None
-        read_index(staged, new.shard)  # checks the files
+        read_index(staged, [new.shard])  # checks the files
         return new
     except (FileNotFoundError, InputError):
         return None

@@ -180,7 +180,7 @@ def _has_shards(block: Block, part: "Part", counts: Mapping[str, int] | None) ->
 
 def _is_whole(folder: Path, shard: Shard) -> bool:
     try:
-        read_index(folder, shard)
+        read_index(folder, [shard])
     except InputError:
         return False
     return True

@@ -50,7 +50,7 @@ def test_both_decoders_and_prepare_refuse_a_file_in_the_same_words(tmp_path, nam
 
     assert refuses("missing", "there is no such file") == "give a sound or video file."
     (tmp_path / name).mkdir()
-    assert refuses("missing", "it is a folder, a pipe or a device") == "give a sound or video file."
+    assert refuses("undecodable", "it is a folder, a pipe or a device") == "give a sound or video file."
     (tmp_path / name).rmdir()
     loud = tone(1.5, 16_000, gains=(0.5,))
     loud[0, 5_000] = np.nan

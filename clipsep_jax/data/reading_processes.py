@@ -11,6 +11,7 @@ import logging
 import math
 import mmap
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -63,27 +64,28 @@ def read_in_processes(
 
 @dataclass(frozen=True)
 class _Memory:
-    """How the shared memory is divided: a number for each worker, then slots of arrays."""
+    """How the shared memory is divided: a number for each worker, the pickled reader, then slots of arrays."""
 
     layout: dict[str, tuple[tuple[int, ...], np.dtype]]
     num_workers: int
+    reader_bytes: int
+
+    @property
+    def reader(self) -> slice:
+        """The place of the reader."""
+        return slice(8 * self.num_workers, 8 * self.num_workers + self.reader_bytes)
 
     @property
     def slot_bytes(self) -> int:
         return sum(_aligned(_bytes_of(*array)) for array in self.layout.values())
 
-    @property
-    def start(self) -> int:
-        """Bytes before the first slot."""
-        return _aligned(8 * self.num_workers)
+    def before(self, slot: int) -> int:
+        """Bytes before a slot."""
+        return _aligned(self.reader.stop) + slot * self.slot_bytes
 
     @property
     def num_bytes(self) -> int:
-        return self.start + NUM_SLOTS * self.slot_bytes
-
-    def before(self, slot: int) -> int:
-        """Bytes before a slot."""
-        return self.start + slot * self.slot_bytes
+        return self.before(NUM_SLOTS)
 
     def arrays(self, slot: UInt8[np.ndarray, " n"]) -> Arrays:
         """The arrays in the bytes of a slot."""
@@ -107,17 +109,15 @@ def _aligned(num_bytes: int) -> int:
 class _Task:
     """What a worker is told when it starts."""
 
-    reader: BatchReader
     memory: _Memory
     descriptor: int  # of the memory
     number: int  # of the worker
     start: int  # its first step
 
-    @property
-    def rows(self) -> range:
+    def rows(self, batch_size: int) -> range:
         """The rows that it reads of every batch."""
-        size, workers = self.reader.batch_size, self.memory.num_workers
-        return range(self.number * size // workers, (self.number + 1) * size // workers)
+        workers = self.memory.num_workers
+        return range(self.number * batch_size // workers, (self.number + 1) * batch_size // workers)
 
 
 @dataclass
@@ -131,7 +131,8 @@ class _Pool:
 
     def __init__(self, reader: BatchReader, num_workers: int, start: int):
         self._reader = reader
-        self._layout = _Memory(reader.layout, num_workers)
+        pickled = pickle.dumps(replace(reader), pickle.HIGHEST_PROTOCOL)  # without what it has cached
+        self._layout = _Memory(reader.layout, num_workers, len(pickled))
         self._workers: dict[int, _Worker] = {}
         self._next_step = start
         self._slots: dict[int, int] = {}  # of the steps that workers may read, or have read
@@ -139,6 +140,7 @@ class _Pool:
         self._num_restarts = 0
         self._descriptor = _reserve(self._layout.num_bytes)
         self._memory = mmap.mmap(self._descriptor, self._layout.num_bytes)
+        self._memory[self._layout.reader] = pickled
 
     def start(self) -> None:
         """Start the workers."""
@@ -216,7 +218,7 @@ class _Pool:
         theirs.close()
         self._workers[number] = _Worker(process, ours)
         with suppress(ConnectionError):  # it died at once, which the next `recv` tells
-            ours.send(_Task(replace(self._reader), self._layout, self._descriptor, number, start))
+            ours.send(_Task(self._layout, self._descriptor, number, start))
             for permit in self._slots.items():
                 ours.send(permit)
 
@@ -276,6 +278,8 @@ def serve(descriptor: int) -> None:
     with suppress(EOFError, ConnectionError):
         task: _Task = connection.recv()
         memory = mmap.mmap(task.descriptor, task.memory.num_bytes)
+        reader: BatchReader = pickle.loads(memory[task.memory.reader])
+        rows = task.rows(reader.batch_size)
         whole = np.frombuffer(memory, np.uint8)
         now_at = np.frombuffer(memory, np.int64, task.memory.num_workers)[task.number :]
         slots: dict[int, int] = {}
@@ -285,7 +289,7 @@ def serve(descriptor: int) -> None:
             place = task.memory.before(slots.pop(step))
             arrays = task.memory.arrays(whole[place : place + task.memory.slot_bytes])
             try:
-                part: Report | Exception = task.reader.fill(step, task.rows, arrays, now_at)
+                part: Report | Exception = reader.fill(step, rows, arrays, now_at)
             except Exception as error:
                 part = _sendable(error)
             connection.send(part)

@@ -144,7 +144,7 @@ class RecordSplit:
             InputError: a shard or an index is missing, or is not what the manifest says.
         """
         self.name = name
-        self.entries = [entry for shard in shards for entry in read_index(folder, shard)]
+        self.entries: Sequence[IndexEntry] = read_index(folder, shards)
         self._contents = contents
         self.folder = folder
         self._with_frames = with_frames

@@ -43,20 +43,21 @@ def draw_mixtures(
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(entries))
+    labels = [entry.label for entry in entries]
     drawn: list[DrawnMixture] = []
     for turn in range(num_mixtures):
         clips = [int(order[turn % len(order)])]
         while len(clips) < num_sources:
-            clips.append(int(rng.choice(_clips_of_other_labels(entries, clips, num_sources))))
+            clips.append(int(rng.choice(_clips_of_other_labels(labels, clips, num_sources))))
         drawn.append(DrawnMixture(tuple(clips)))
     return drawn
 
 
-def _clips_of_other_labels(entries: Sequence[IndexEntry], clips: Sequence[int], num_sources: int) -> list[int]:
-    labels = {entries[clip].label for clip in clips}
-    others = [i for i, e in enumerate(entries) if i not in clips and (not e.label or e.label not in labels)]
+def _clips_of_other_labels(labels: Sequence[str], clips: Sequence[int], num_sources: int) -> list[int]:
+    taken = {labels[clip] for clip in clips}
+    others = [i for i, label in enumerate(labels) if i not in clips and (not label or label not in taken)]
     if not others:
-        only = ", ".join(map(repr, sorted(labels)))
+        only = ", ".join(map(repr, sorted(taken)))
         raise InputError(f"A mixture of {num_sources} needs clips of as many labels, but the split has only {only}.")
     return others
 

@@ -42,7 +42,7 @@ def _size_of(path: Path) -> int:
     except (FileNotFoundError, NotADirectoryError):
         refuse("missing", "there is no such file")
     if not stat.S_ISREG(status.st_mode):
-        refuse("missing", "it is a folder, a pipe or a device")
+        refuse("undecodable", "it is a folder, a pipe or a device")
     return status.st_size
 
 

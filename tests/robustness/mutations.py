@@ -111,7 +111,7 @@ def mutate_record(shard: Path, rng: random.Random) -> None:
     """The bytes of one record, with right checksums, index and manifest around it."""
     folder, manifest = shard.parent, read_manifest(shard.parent)
     split, old = next((s, one) for s, shards in manifest.splits.items() for one in shards if one.name == shard.name)
-    entries, data = read_index(folder, old), shard.read_bytes()
+    entries, data = read_index(folder, [old]), shard.read_bytes()
     number = rng.randrange(len(entries))
     parts, lines, end = list[bytes](), list[dict](), 0
     for entry in entries:
