@@ -12,7 +12,9 @@ import math
 import mmap
 import os
 import pickle
+import select
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -37,6 +39,7 @@ NUM_SLOTS = 8  # batches that are being read, wait, or are in use
 MOST_RESTARTS = 3  # of workers that died, in a run
 SLOW_SECONDS = 60.0  # without an answer, before it is said which record is waited for
 
+_PERMIT = struct.Struct("=qq")  # a step and the slot for it
 _LEAST_READING = 3  # slots that are not handed out
 _ALIGNMENT = 64  # of arrays, for which JAX on CPU takes them as they are
 _CHILD = "import sys; sys.path[:] = {path!r}; from clipsep_jax.data.reading_processes import serve; serve({connection})"
@@ -120,10 +123,22 @@ class _Task:
         return range(self.number * batch_size // workers, (self.number + 1) * batch_size // workers)
 
 
-@dataclass
 class _Worker:
-    process: subprocess.Popen
-    connection: Connection
+    """A process, and the connection to it."""
+
+    def __init__(self, process: subprocess.Popen, connection: Connection):
+        self.process, self.connection = process, connection
+        self._events = select.poll()  # `Connection.poll` makes one for every call
+        self._events.register(connection.fileno(), select.POLLIN)
+
+    def answers(self, seconds: float) -> bool:
+        """Whether it says something, or ends, within a time."""
+        return bool(self._events.poll(1_000 * seconds))
+
+    def allow(self, permit: tuple[int, int]) -> None:
+        """Let it read its part of the batch of a step into a slot."""
+        with suppress(ConnectionError):  # it died, which the next answer tells
+            self.connection.send_bytes(_PERMIT.pack(*permit))
 
 
 class _Pool:
@@ -175,17 +190,17 @@ class _Pool:
 
     def _part(self, number: int, step: int) -> Report | None:
         """What a worker says of its part; None if it died and was started again."""
-        connection = self._workers[number].connection
+        worker = self._workers[number]
+        if not worker.answers(SLOW_SECONDS):
+            self._warn_of_slowness(number)
         try:
-            if not connection.poll(SLOW_SECONDS):
-                self._warn_of_slowness(number)
-            part = connection.recv()
+            part = worker.connection.recv()
         except (EOFError, ConnectionError):
             self._restart(number, step)
             return None
         if isinstance(part, Exception):
             raise part
-        return part
+        return Report(*part)
 
     def _restart(self, number: int, step: int) -> None:
         worker = self._workers.pop(number)
@@ -216,11 +231,11 @@ class _Pool:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
-        self._workers[number] = _Worker(process, ours)
-        with suppress(ConnectionError):  # it died at once, which the next `recv` tells
+        self._workers[number] = worker = _Worker(process, ours)
+        with suppress(ConnectionError):
             ours.send(_Task(self._layout, self._descriptor, number, start))
-            for permit in self._slots.items():
-                ours.send(permit)
+        for permit in self._slots.items():
+            worker.allow(permit)
 
     def _let_read_on(self) -> None:
         """Give the slots that became free to the next steps."""
@@ -229,8 +244,7 @@ class _Pool:
             self._next_step += 1
             self._slots.update([permit])
             for worker in self._workers.values():
-                with suppress(ConnectionError):  # it died, which the next `recv` tells
-                    worker.connection.send(permit)
+                worker.allow(permit)
 
     def _hand_out(self, step: int) -> Arrays:
         """The arrays of a batch in their slot; or a copy, if too few slots would be left to read into."""
@@ -285,11 +299,12 @@ def serve(descriptor: int) -> None:
         slots: dict[int, int] = {}
         for step in count(task.start):
             while step not in slots:
-                slots.update([connection.recv()])
+                slots.update([_PERMIT.unpack(connection.recv_bytes())])
             place = task.memory.before(slots.pop(step))
             arrays = task.memory.arrays(whole[place : place + task.memory.slot_bytes])
             try:
-                part: Report | Exception = reader.fill(step, rows, arrays, now_at)
+                report = reader.fill(step, rows, arrays, now_at)
+                part: tuple | Exception = (report.replaced, report.num_bytes)
             except Exception as error:
                 part = _sendable(error)
             connection.send(part)
