@@ -1,8 +1,9 @@
 """The training loop around a step that does nothing: how many clips a second the host could feed a device.
 
-Records of 10 s with pictures, as `clipsep prepare --clip` stores them, in the page cache. Turns with all workers, with
-one, and with threads alternate. `own_milliseconds` is what the main thread spends on a step beside waiting for its
-batch; `p90_to_median` tells how evenly steps come; `worker_megabytes` is memory that a worker shares with nothing.
+Records of 10 s with pictures, as `clipsep prepare --clip` stores them, in the page cache; the state of CLIPSep-NIT at
+full size. Turns with all workers, with one, and with threads alternate. `own_milliseconds` is what the main thread
+spends on a step beside waiting for its batch, that is, on giving the step to the devices; `p90_to_median` tells how
+evenly steps come; `worker_megabytes` is memory that a worker shares with nothing.
 """
 
 import argparse
@@ -17,7 +18,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from benchmarks.machine import machine
 from benchmarks.random_records import write_random_records
@@ -27,13 +27,15 @@ from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.queries.kinds import IMAGE
 from clipsep_jax.structures import Batch
 from clipsep_jax.training.devices import make_mesh, put_ahead
+from clipsep_jax.training.flat import Flat
+from clipsep_jax.training.step import Trainer
 
 TURNS = 3
 
 
-def measure(num_clips: int, batch_size: int, num_steps: int, num_workers: int) -> dict[str, Any]:
+def measure(width: int, num_clips: int, batch_size: int, num_steps: int, num_workers: int) -> dict[str, Any]:
     """Medians over TURNS turns of `num_steps` steps, each after a quarter of them to warm up."""
-    config = nit_config(batch_size=batch_size)
+    config = nit_config(width, batch_size)
     with TemporaryDirectory() as temporary:
         records = write_random_records(Path(temporary) / "records", config, num_clips, split="train")
         turns = [[_turn(config, records, num_steps, n) for n in (num_workers, 1, 0)] for _ in range(TURNS)]
@@ -57,17 +59,18 @@ def _turn(config: Config, records: RecordSet, num_steps: int, num_workers: int) 
     config = config.replace(data={"read_workers": num_workers})
     size = config.data.batch_size
     batches = IMAGE.batches(config, records, "train", training=True, batch_size=size)
-    step, state = _null_step(), jnp.zeros((), jnp.int32)
+    trainer = Trainer(config)
+    step, state = _null_step(), trainer.flat(trainer.init())
     waits, whole = [], []
     with closing(batches.iterate(0)) as ahead, closing(put_ahead(ahead, make_mesh())) as source:
         begin = time.perf_counter()
-        state = step(state, next(source))
+        state = step(state, next(source), trainer.recipe)
         started = time.perf_counter() - begin
         for number in range(num_steps + num_steps // 4):
             begin = time.perf_counter()
             batch = next(source)
             got = time.perf_counter()
-            state = step(state, batch)
+            state = step(state, batch, trainer.recipe)
             if number >= num_steps // 4:
                 waits.append(got - begin)
                 whole.append(time.perf_counter() - begin)
@@ -84,20 +87,17 @@ def _turn(config: Config, records: RecordSet, num_steps: int, num_workers: int) 
     }
 
 
-def _null_step() -> Callable[[jax.Array, Batch], jax.Array]:
-    @jax.jit
-    def step(state: jax.Array, batch: Batch) -> jax.Array:
-        return state + batch.sources.shape[0]
-
-    return step
+def _null_step() -> Callable[[Flat, Batch, Any], Flat]:
+    """A step that takes what a real one takes, and gives the state back as it is."""
+    return jax.jit(lambda state, batch, recipe: state, donate_argnums=0, keep_unused=True)
 
 
 def _megabytes_of_children() -> list[float]:
-    """Private memory of each child of this process, where /proc tells it."""
+    """Memory of its own of each child of this process, where /proc tells it."""
     children = [file.read_text().split() for file in Path(f"/proc/{os.getpid()}/task").glob("*/children")]
     maps = [Path(f"/proc/{child}/smaps_rollup") for part in children for child in part]
     return [
-        sum(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith("Private")) / 1e3
+        sum(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith("Pss_Anon")) / 1e3
         for path in maps
         if path.exists()
     ]
@@ -106,11 +106,12 @@ def _megabytes_of_children() -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=1_024, help="number of clips; in few, shuffling takes longer")
+    parser.add_argument("--width", type=int, default=64, help="of the network whose state is handed on")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--workers", type=int, default=2, help="processes that read (default: 2)")
     options = parser.parse_args()
-    print(json.dumps(measure(options.clips, options.batch, options.steps, options.workers)))
+    print(json.dumps(measure(options.width, options.clips, options.batch, options.steps, options.workers)))
 
 
 if __name__ == "__main__":

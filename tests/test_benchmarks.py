@@ -46,7 +46,7 @@ def test_a_full_size_step_costs_at_most_27_gflop_an_example():
             marks=pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"),
         ),
         ("input_pipeline", ("--clips", "16", "--batch", "2"), "clips_per_second_per_core"),
-        ("loop", ("--clips", "16", "--batch", "2", "--steps", "8"), "clips_per_second"),
+        ("loop", ("--width", "8", "--clips", "16", "--batch", "2", "--steps", "8"), "clips_per_second"),
         ("separate", ("--width", "8", "--seconds", "1", "5", "--turns", "2"), "extra_query_percent"),
         ("prepare", ("--clips", "2", "--seconds", "2"), "video_seconds_per_second_per_core"),
         ("evaluate", ("--width", "8", "--mixtures", "2", "--no-museval"), "mixtures_per_second"),

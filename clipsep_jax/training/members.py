@@ -1,6 +1,6 @@
 """Models of a sweep that are trained together: their joint step, their run, and the workdir of each."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -295,7 +295,7 @@ class Members:
             variables = self._run.trainer.part_of((state.params, state.batch_stats), number)
             previews.show(member.log.board, step, variables)
 
-    def read(self, step: int, metrics: Metrics, losses: dict[str, np.ndarray], counts: Sequence[Array]) -> None:
+    def read(self, step: int, metrics: Mapping[str, Any], losses: dict[str, np.ndarray], counts: Sequence[Any]) -> None:
         """Fetch the scalars of a step; see `Workdir.read`."""
         for number, member in enumerate(self.all):
             own = {name: loss[number] for name, loss in losses.items()}

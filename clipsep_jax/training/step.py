@@ -17,6 +17,7 @@ from clipsep_jax.models.clipsep import CLIPSep, build_model
 from clipsep_jax.objectives import Objective, build_objective
 from clipsep_jax.structures import Batch, Loss, MaskLogits, Mixture
 from clipsep_jax.training.devices import put_numbers, replicated, state_sharding
+from clipsep_jax.training.flat import Flat, Structure
 from clipsep_jax.training.optimizer import Optimizer, build_optimizer
 
 Metrics = dict[str, Array]
@@ -97,11 +98,12 @@ class Trainer:
         self.graphdef = nnx.graphdef(nnx.eval_shape(lambda: self._build_model(0)))
         whole = None if mesh is None else replicated(mesh)
         out = None if mesh is None else self.sharding(mesh)
+        self._structure = Structure(jax.eval_shape(self._init))
         self.init = jax.jit(self._init, out_shardings=out, compiler_options=_options_of_init())
         self.compiled_train_step = jax.jit(
-            self._train_step,
+            self._flat_train_step,
             donate_argnums=0,
-            out_shardings=None if out is None else (out, whole),
+            out_shardings=None if out is None else (self.flat(out), whole),
             compiler_options=_compiler_options(config),
         )
         self.compiled_validation_step = jax.jit(self._validation_step, out_shardings=whole)
@@ -112,6 +114,15 @@ class Trainer:
         Args:
             encoder: the state of the encoder, where batches hold pictures.
         """
+        new, metrics = self.flat_step(self.flat(state), batch, None if encoder is None else Flat.of(encoder))
+        return new.tree, metrics
+
+    def flat(self, state: TrainState) -> Flat:
+        """A state, or anything of its structure, for `flat_step`."""
+        return Flat.of(state, self._structure)
+
+    def flat_step(self, state: Flat, batch: Batch, encoder: Flat | None = None) -> tuple[Flat, Metrics]:
+        """`train_step` without its work on the host."""
         return self.compiled_train_step(state, batch, self.recipe, encoder)
 
     def validation_step(self, state: TrainState, batch: Batch, encoder: Any = None) -> Float[Array, "*M B"]:
@@ -204,6 +215,10 @@ class Trainer:
         """The loss of each example, with the running statistics."""
         logits, _ = self.logits(state.params, state.batch_stats, mixture, query, training=False)
         return recipe.objective(logits, mixture, state.step).per_example
+
+    def _flat_train_step(self, state: Flat, batch: Batch, recipe: PyTree, encoder: Flat | None) -> tuple[Flat, Metrics]:
+        new, metrics = self._train_step(state.tree, batch, recipe, None if encoder is None else encoder.tree)
+        return self.flat(new), metrics
 
     def _train_step(self, state: TrainState, batch: Batch, recipe: PyTree, encoder: Any) -> tuple[TrainState, Metrics]:
         return self.update(state, *self.mix(batch, state.step, encoder, training=True), recipe)

@@ -1,10 +1,12 @@
 """How a run ends early: on request, saved, all hosts at the same step; or by force, if a step hangs."""
 
 import faulthandler
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,6 +83,7 @@ class Watchdog:
 
     def __init__(self, limit_seconds: int):
         self._limit_seconds = limit_seconds
+        self._said = -math.inf
 
     def __enter__(self) -> "Watchdog":
         self.step()
@@ -88,8 +91,11 @@ class Watchdog:
 
     def step(self) -> None:
         """Say that there is progress."""
-        if sys.__stderr__ is not None:
-            faulthandler.dump_traceback_later(self._limit_seconds, exit=True, file=sys.__stderr__)
+        now = time.monotonic()
+        if now - self._said < self._limit_seconds / 100 or sys.__stderr__ is None:  # each time starts a thread
+            return
+        self._said = now
+        faulthandler.dump_traceback_later(self._limit_seconds, exit=True, file=sys.__stderr__)
 
     def __exit__(self, *_: object) -> None:
         faulthandler.cancel_dump_traceback_later()

@@ -15,6 +15,7 @@ from clipsep_jax.config import Config
 from clipsep_jax.encoders.clip import ClipEncoder, load_clip
 from clipsep_jax.structures import Batch
 from clipsep_jax.training.devices import batch_sharding, replicated
+from clipsep_jax.training.flat import Flat
 from clipsep_jax.training.members import JointTrainer
 from clipsep_jax.training.step import Trainer
 
@@ -63,7 +64,7 @@ def lower_step(trainer: Trainer, mesh: AbstractMesh, platform: str, encoder: Cli
     )
     weights = jax.tree.map(lambda x: abstract(x.shape, x.dtype, replicated(mesh)), encoder.state) if encoder else None
     return (
-        trainer.compiled_train_step.trace(state, batch, trainer.recipe, weights)
+        trainer.compiled_train_step.trace(trainer.flat(state), batch, trainer.recipe, weights and Flat.of(weights))
         .lower(lowering_platforms=(platform,))
         .as_text()
     )

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from dataclasses import replace
 
 import jax
@@ -184,7 +185,7 @@ def test_the_loop_reads_nothing_from_the_device_between_logging(records, tmp_pat
 
     def build_watched(trainer, config, **more):
         build(trainer, config, **more)
-        step_function, steps = trainer.train_step, itertools.count(1)
+        step_function, steps = trainer.flat_step, itertools.count(1)
 
         def watched_step(*inputs):
             assert not any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(inputs))  # all is there already
@@ -192,11 +193,11 @@ def test_the_loop_reads_nothing_from_the_device_between_logging(records, tmp_pat
             step = next(steps)
             return state, {name: WatchedMetric(value, step, read) for name, value in metrics.items()}
 
-        trainer.train_step = watched_step
+        trainer.flat_step = watched_step
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(trainer.recipe))
 
     def refuse(*_):
-        raise AssertionError("the loop waits for the device")
+        assert threading.current_thread() is not threading.main_thread(), "the loop waits for the device"
 
     monkeypatch.setattr(Trainer, "__init__", build_watched)
     monkeypatch.setattr(jax, "block_until_ready", refuse)
