@@ -15,12 +15,12 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from clipsep_jax.config import Config
+from clipsep_jax.data.stored import PART_BYTES
 from clipsep_jax.training.devices import state_sharding
 from clipsep_jax.training.step import Trainer, TrainState
 
 CHIPS = (1, 8, 64, 256, 1024)
 STEPS_A_SECOND = 10  # assumed by the input figures
-RECORD_SECONDS = 10
 
 
 def abstract_mesh(num_chips: int, num_models: int = 1) -> AbstractMesh:
@@ -39,6 +39,11 @@ def bytes_on_a_chip(state: TrainState, num_chips: int, kind: str) -> int:
     return sum(leaf.dtype.itemsize * math.prod(place.shard_shape(leaf.shape)) for leaf, place in pairs)
 
 
+def _read_for(num_bytes: int) -> int:
+    """What is read, on average, of the parts of a record that hold some bytes."""
+    return num_bytes + PART_BYTES
+
+
 def figures(config: Config, num_chips: int, chips_a_host: int) -> dict[str, Any]:
     """Memory and traffic of one step; megabytes are 10^6 bytes."""
     state = jax.eval_shape(Trainer(config).init)
@@ -47,7 +52,8 @@ def figures(config: Config, num_chips: int, chips_a_host: int) -> dict[str, Any]
     clips = config.data.batch_size * config.data.num_sources  # of one chip
     hosts_chips = min(num_chips, chips_a_host)
     audio = clips * config.spectrogram.num_samples * 2
-    read = clips * RECORD_SECONDS * config.spectrogram.sample_rate_hz * 2
+    embeddings = config.data.frames_per_clip * config.model.query_size * 4
+    read = clips * (_read_for(2 * config.spectrogram.num_samples) + _read_for(embeddings))
     return {
         "chips": num_chips,
         "global_batch": config.data.batch_size * num_chips,
