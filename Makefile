@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Every process of a test would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo install test check types quick soak test-tfds bench clean
+.PHONY: demo install test check types quick soak test-tfds bench bench-gpu clean
 
 demo: .venv/.runtime
 	$(BIN)/clipsep demo --out runs/demo
@@ -38,6 +38,9 @@ test-tfds: .venv/.test .venv-tfds/.ready
 
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks
+
+bench-gpu:
+	$(PYTHON) -m benchmarks.gpu
 
 # Compiled on all cores: pip uses one, and test workers that start at once would each compile the same modules.
 define install

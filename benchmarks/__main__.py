@@ -14,9 +14,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks import gpu
 from benchmarks.machine import machine
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+GPU_BEGIN = "<!-- begin: written by `make bench` from the results of `make bench-gpu` -->\n"
 BEGIN, END = "<!-- begin: written by `make bench` -->\n", "<!-- end -->\n"
 
 
@@ -138,13 +140,13 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join([head, "| `python -m ...` | figure | value |", "|---|---|---|", *rows, ""])
 
 
-def replaced(document: str, part: str) -> str:
+def replaced(document: str, part: str, begin: str = BEGIN) -> str:
     """The document with what is between the two marks replaced."""
-    before, _, rest = document.partition(BEGIN)
+    before, _, rest = document.partition(begin)
     _, mark, after = rest.partition(END)
     if not mark:
-        raise ValueError(f"the marks {BEGIN.strip()} and {END.strip()} are missing")
-    return f"{before}{BEGIN}{part}{END}{after}"
+        raise ValueError(f"the marks {begin.strip()} and {END.strip()} are missing")
+    return f"{before}{begin}{part}{END}{after}"
 
 
 def main() -> None:
@@ -152,7 +154,10 @@ def main() -> None:
     parser.parse_args()
     path = DOCS / "performance.md"
     results = [run.execute() for run in tqdm(RUNS, unit="benchmark")]
-    path.write_text(replaced(path.read_text("utf-8"), table(results)), "utf-8")
+    text = replaced(path.read_text("utf-8"), table(results))
+    if gpu.RESULTS.is_file():
+        text = replaced(text, gpu.table(gpu.RESULTS), GPU_BEGIN)
+    path.write_text(text, "utf-8")
     print(f"The table is in {path}.")
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.__main__ import BEGIN, END, RUNS, replaced, table
+from benchmarks import gpu
+from benchmarks.__main__ import BEGIN, END, GPU_BEGIN, RUNS, replaced, table
 
 
 def run(name: str, *options: str) -> dict[str, Any]:
@@ -108,3 +109,55 @@ def test_scaling_on_paper_counts_the_state():
     assert by_chips[1]["state_megabytes_replicated"] == by_chips[1024]["state_megabytes_replicated"]
     assert by_chips[8]["state_megabytes_fsdp"] == pytest.approx(by_chips[1]["state_megabytes_fsdp"] / 8, rel=0.05)
     assert by_chips[1]["state_megabytes_fsdp"] == pytest.approx(3 * by_chips[1]["gradient_megabytes"], rel=0.01)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("part", "figure"),
+    [
+        ("step bfloat16 2 8", "milliseconds"),
+        ("torch official float32 2 8", "ratio_median"),
+        ("profile float32 2 8", "milliseconds_by_kind"),
+        ("ceilings 128", "bfloat16_teraflops"),
+        ("strided bfloat16 1 8", "milliseconds"),
+        ("up bfloat16 1 8", "low_resolution"),
+        ("train float32 2 8 8", "waits_for_input"),
+    ],
+)
+def test_each_part_about_a_gpu_gives_its_figures(part, figure):
+    results = gpu.run_part(part, 240)
+    assert not any("error" in result for result in results), results
+    for result in results:
+        assert result[figure] is not None
+        assert result["part"] == part
+        assert result["device"] == "cpu"
+
+
+@pytest.mark.slow
+def test_a_part_that_fails_or_takes_too_long_loses_nothing_else(tmp_path, capsys):
+    path = tmp_path / "gpu.jsonl"
+    gpu.run_all((("ceilings 64", 100), ("no such part", 100), ("ceilings 65", 0.1), ("ceilings 66", 100)), 200, path)
+    results = [json.loads(line) for line in path.read_text().splitlines()]
+    assert results == [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [result["part"] for result in results] == ["ceilings 64", "no such part", "ceilings 65", "ceilings 66"]
+    assert results[0]["copy_gigabytes_per_second"] > 0
+    assert "no" in results[1]["error"]
+    assert "more than 0 s" in results[2]["error"]
+    assert results[3]["copy_gigabytes_per_second"] > 0
+    gpu.run_all((("ceilings 64", 100),), 1, path)
+    assert json.loads(path.read_text())["error"] == "no time was left"
+
+
+def test_results_of_a_gpu_become_a_table(tmp_path):
+    path = tmp_path / "gpu.jsonl"
+    lines = [
+        {"part": "step bfloat16 32", "milliseconds": 4.5, "device": "NVIDIA H100", "jax": "0.11"},
+        {"part": "train bfloat16 32 400", "error": "No module named 'grain'"},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    text = gpu.table(path)
+    assert text.startswith("NVIDIA H100, jax 0.11.\n")
+    assert "| `step bfloat16 32` | milliseconds: 4.5 |" in text
+    assert "No module named 'grain'" in text
+    document = f"before\n{GPU_BEGIN}old\n{END}after\n"
+    assert replaced(document, text, GPU_BEGIN) == f"before\n{GPU_BEGIN}{text}{END}after\n"

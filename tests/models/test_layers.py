@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 
-from clipsep_jax.models.layers import BatchNorm, matmul_strided_conv, native_strided_conv, strided_form, upsample_conv
+from clipsep_jax.models.layers import (
+    BatchNorm,
+    channel_statistics,
+    matmul_strided_conv,
+    native_strided_conv,
+    strided_form,
+    upsample_conv,
+)
 from clipsep_jax.models.winograd import winograd_strided_conv
 
 
@@ -80,6 +87,9 @@ def test_strided_conv_equals_convolving(form, height, width):
         ("cpu", (4, 34, 128, 64), jnp.float32, matmul_strided_conv),
         ("cpu", (4, 16, 16, 512), jnp.float32, matmul_strided_conv),
         ("gpu", (4, 128, 128, 64), jnp.float32, native_strided_conv),
+        ("gpu", (4, 256, 256, 1), jnp.bfloat16, matmul_strided_conv),
+        ("gpu", (4, 16, 16, 512), jnp.bfloat16, native_strided_conv),
+        ("gpu", (4, 8, 8, 512), jnp.bfloat16, matmul_strided_conv),
         ("tpu", (4, 16, 16, 512), jnp.float32, native_strided_conv),
     ],
 )
@@ -123,3 +133,47 @@ def test_batch_norm_of_bfloat16_is_that_of_the_same_values_in_float32(training):
     assert rounded.dtype == jnp.float32
     np.testing.assert_array_equal(rounded, exact)
     np.testing.assert_array_equal(norms[0].var[...], norms[1].var[...])
+
+
+class PlainNorm(nnx.BatchNorm):
+    """Flax's own, with the variance from the differences."""
+
+    def __init__(self, num_features: int):
+        super().__init__(num_features, momentum=0.9, epsilon=1e-5, use_fast_variance=False, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_batch_norm_equals_the_plain_form_with_its_gradients(dtype):
+    x, weights = jnp.asarray(random(4, 6, 5, 3) * 3 + 1, dtype), jnp.asarray(random(4, 6, 5, 3))
+    found = []
+    for norm in (BatchNorm(3, rngs=nnx.Rngs(0)), PlainNorm(3)):
+        norm.scale[...], norm.bias[...] = jnp.asarray([0.5, 1.0, 2.0]), jnp.asarray([1.0, 0.0, -1.0])
+        graph, params, rest = nnx.split(norm, nnx.Param, ...)
+
+        def loss(params, x, graph=graph, rest=rest):
+            norm = nnx.merge(graph, params, rest, copy=True)
+            with jax.numpy_dtype_promotion("standard"):
+                y = jnp.tanh(norm(x))
+            return (y * weights).sum(), (y, nnx.state(norm, nnx.BatchStat))
+
+        found.append(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x))
+    for ours, plain in zip(*map(jax.tree.leaves, found), strict=True):
+        assert ours.dtype == plain.dtype
+        size = np.abs(np.asarray(plain, np.float32)).max()
+        tolerance = 2**-8 if ours.dtype == jnp.bfloat16 else 1e-5
+        np.testing.assert_allclose(
+            np.asarray(ours, np.float32), np.asarray(plain, np.float32), rtol=0, atol=tolerance * size
+        )
+
+
+@pytest.mark.parametrize("silent", [0.0, 0.5, 0.99, 0.9999])
+def test_statistics_keep_their_digits_on_mostly_silent_input(silent):
+    """Floors of log-magnitudes, -11.5, with a little noise; sums of squares alone would lose the variance."""
+    rng = np.random.default_rng(0)
+    size = (4, 64, 64, 2)
+    floor, loud = -11.5 + 1e-4 * rng.normal(size=size), rng.normal(-5, 3, size)
+    x = np.where(rng.random(size) < silent, floor, loud).astype(np.float32)
+    exact = x.astype(np.float64).reshape(-1, 2)
+    mean, variance = channel_statistics(jnp.asarray(x))
+    np.testing.assert_allclose(mean, exact.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(variance, exact.var(0), rtol=2e-5)
