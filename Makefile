@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Every process of a test would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo install test check types quick soak test-tfds bench bench-gpu clean
+.PHONY: demo install test check types quick soak test-tfds test-dask bench bench-gpu clean
 
 demo: .venv/.runtime
 	$(BIN)/clipsep demo --out runs/demo
@@ -36,6 +36,9 @@ test-tfds: .venv/.test .venv-tfds/.ready
 	$(BIN)/python -m tests.tfds.write_records build/tfds
 	.venv-tfds/bin/python tests/tfds/read_records.py build/tfds
 
+test-dask: .venv/.dask
+	$(BIN)/pytest -m soak tests/data_prep/test_dask.py
+
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks
 
@@ -63,6 +66,10 @@ endef
 
 .venv/.bench: .venv/.test
 	$(call install,.[bench])
+	touch $@
+
+.venv/.dask: .venv/.test
+	$(call install,.[dask])
 	touch $@
 
 # TensorFlow wants other versions of what JAX uses too.

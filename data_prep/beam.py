@@ -14,13 +14,21 @@ from clipsep_jax.data_prep.writer import Block, write_block
 from clipsep_jax.errors import InputError
 from clipsep_jax.terminal import say
 
+# Runners that need more than their name.
+_RUNNERS = {
+    "DaskRunner": [
+        "--runner=apache_beam.runners.dask.dask_runner.DaskRunner",
+        "--dask_partition_size=1",  # else up to 128 blocks go to one worker
+    ]
+}
+
 
 @dataclass(frozen=True)
 class BeamRunner:
     """Runs the blocks in a Beam pipeline.
 
     Attributes:
-        runner: DirectRunner, FlinkRunner, SparkRunner, DataflowRunner, or another of Beam's.
+        runner: DirectRunner, DaskRunner, FlinkRunner, SparkRunner, DataflowRunner, or another of Beam's.
         arguments: pipeline options, such as "--flink_master=host:8081".
     """
 
@@ -35,8 +43,9 @@ class BeamRunner:
             InputError: the pipeline failed.
         """
         say(f"{len(blocks)} blocks of clips run on {self.runner}.", error=True)
+        pipeline = None
         try:
-            options = PipelineOptions([f"--runner={self.runner}", *self.arguments])
+            options = PipelineOptions([*_RUNNERS.get(self.runner, [f"--runner={self.runner}"]), *self.arguments])
             with beam.Pipeline(options=options) as pipeline:
                 _ = (
                     pipeline
@@ -45,7 +54,18 @@ class BeamRunner:
                 )
         except Exception as error:  # each of Beam's runners raises its own kind
             why = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            if "daemonic processes" in why:
+                why += "; start Dask's workers with DASK_DISTRIBUTED__WORKER__DAEMON=False"
             raise InputError(f"The pipeline on {self.runner} failed ({why}); rerun the command to resume.") from error
+        finally:
+            _close_client(pipeline)
+
+
+def _close_client(pipeline: beam.Pipeline | None) -> None:
+    """Close the connection to a Dask cluster, which Beam leaves open."""
+    client = getattr(getattr(pipeline, "result", None), "client", None)
+    if client is not None:
+        client.close()
 
 
 class _WriteBlock(beam.DoFn):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clipsep_jax.data_prep.sources.inputs import Input
     from clipsep_jax.data_prep.writer import Runner
 
-RUNNERS = ("DirectRunner", "FlinkRunner", "SparkRunner", "DataflowRunner")
+RUNNERS = ("DirectRunner", "DaskRunner", "FlinkRunner", "SparkRunner", "DataflowRunner")
 
 DESCRIPTION = ""
 

@@ -64,7 +64,8 @@ def _times(name: str, parameters: dict[str, Any]) -> int:
         return parameters["length"]
     if name == "shard_map":  # its shapes are those of one device, along the axes that it maps
         sizes = dict(parameters["mesh"].shape)
-        return math.prod(sizes[axis] for axis in parameters["newly_manual_axes"])
+        axes = parameters["newly_manual_axes"] if "newly_manual_axes" in parameters else parameters["manual_axes"]
+        return math.prod(sizes[axis] for axis in axes)
     return 1
 
 
