@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu
-from benchmarks.__main__ import BEGIN, END, GPU_BEGIN, RUNS, replaced, table
+from benchmarks import gpu, traffic
+from benchmarks.__main__ import BEGIN, DOCS, END, GPU_BEGIN, RUNS, replaced, table
+from benchmarks.train_step import nit_config
 
 
 def run(name: str, *options: str) -> dict[str, Any]:
@@ -161,3 +162,15 @@ def test_results_of_a_gpu_become_a_table(tmp_path):
     assert "No module named 'grain'" in text
     document = f"before\n{GPU_BEGIN}old\n{END}after\n"
     assert replaced(document, text, GPU_BEGIN) == f"before\n{GPU_BEGIN}{text}{END}after\n"
+
+
+def test_the_traffic_of_the_document_is_that_of_the_benchmark():
+    figures = traffic.measure(nit_config())
+    text = (DOCS / "performance.md").read_text("utf-8")
+    for name, row in (*figures["megabytes"].items(), ("all", figures["total"])):
+        assert f"| {name} | {row['earlier']} | {row['now']} | {row['fused_blends']} |" in text
+    assert figures["total"]["now"] < 0.95 * figures["total"]["earlier"]
+    half = traffic.measure(nit_config(32))["megabytes"]
+    assert half["up 64 x 64 x 128"]["now"] == pytest.approx(
+        figures["megabytes"]["up 64 x 64 x 256"]["now"] / 2, rel=0.01
+    )
