@@ -23,28 +23,32 @@ MOST_WORKERS = 8  # unless more are asked for
 
 
 class Damages:
-    """Counts damaged records by their place in the sequence of clips, each place once, however often it is read.
+    """Counts damaged records, each once within REPLACED_WINDOW reads, however often it is read.
 
     Attributes:
-        replaced: by place.
+        replaced: each such record, by its message.
     """
 
     def __init__(self) -> None:
-        self.replaced: dict[int, Replacement] = {}
+        self.replaced: dict[str, Replacement] = {}
+        self._places: dict[str, int] = {}  # in the sequence of clips, where each was met last
 
     def add(self, place: int, one: Replacement) -> None:
-        """Warn of a damaged record, in a sentence that names it and the one that is used instead.
+        """Warn of a damaged record once, in a sentence that names it and the one that is used instead.
+
+        Args:
+            place: of the clip in the sequence of clips.
 
         Raises:
             InputError: more than 0.1% of any 1,000 records were damaged.
         """
-        if place in self.replaced:
-            return
-        self.replaced[place] = one
-        recent = [other for other in self.replaced if abs(other - place) < reading.REPLACED_WINDOW]
+        is_new = one.message not in self.replaced
+        self.replaced[one.message], self._places[one.message] = one, place
+        recent = [other for other in self._places.values() if abs(other - place) < reading.REPLACED_WINDOW]
         if len(recent) > reading.MAX_REPLACED:
             raise too_many(self.replaced.values())
-        warnings.warn(f"{one.message} {one.instead} is used instead.", InputWarning, stacklevel=3)
+        if is_new:
+            warnings.warn(f"{one.message} {one.instead} is used instead.", InputWarning, stacklevel=3)
 
 
 class Batches:

@@ -40,6 +40,8 @@ MOST_RESTARTS = 3  # of workers that died, in a run
 SLOW_SECONDS = 60.0  # without an answer, before it is said which record is waited for
 
 _PERMIT = struct.Struct("=qq")  # a step and the slot for it
+_PLACE = struct.Struct("=q")  # of the clip that a worker reads
+_STARTING = -1
 _LEAST_READING = 3  # slots that are not handed out
 _ALIGNMENT = 64  # of arrays, for which JAX on CPU takes them as they are
 _CHILD = "import sys; sys.path[:] = {path!r}; from clipsep_jax.data.reading_processes import serve; serve({connection})"
@@ -205,15 +207,14 @@ class _Pool:
     def _restart(self, number: int, step: int) -> None:
         worker = self._workers.pop(number)
         worker.connection.close()
-        worker.process.kill()
-        cause = _cause(worker.process.wait())
+        cause = _cause_of_end(worker.process)
         if self._num_restarts == MOST_RESTARTS:
             raise ChildProcessError(
-                f"Processes that read records keep dying ({cause}), perhaps for lack of memory; "
+                f"Processes that read records keep dying ({cause}); "
                 "run the same command again with a smaller --config.data.read_workers"
             )
         self._num_restarts += 1
-        message = f"A process that reads records died ({cause}), perhaps for lack of memory; it is started again."
+        message = f"A process that reads records died ({cause}); it is started again."
         warnings.warn(message, InputWarning, stacklevel=4)
         self._start_worker(number, step)
 
@@ -231,6 +232,7 @@ class _Pool:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
+        _PLACE.pack_into(self._memory, number * _PLACE.size, _STARTING)
         self._workers[number] = worker = _Worker(process, ours)
         with suppress(ConnectionError):
             ours.send(_Task(self._layout, self._descriptor, number, start))
@@ -260,9 +262,12 @@ class _Pool:
         return self._layout.arrays(data)
 
     def _warn_of_slowness(self, number: int) -> None:
-        place = int.from_bytes(self._memory[8 * number : 8 * number + 8], sys.byteorder)
-        clip = f"{self._reader.id_at(place)} of {self._reader.split.folder}"
-        message = f"{clip} took over {SLOW_SECONDS:.0f} s to read so far; see whether its disk answers."
+        (place,) = _PLACE.unpack_from(self._memory, number * _PLACE.size)
+        if place == _STARTING:
+            message = f"A process that reads records took over {SLOW_SECONDS:.0f} s to start so far."
+        else:
+            clip = f"{self._reader.id_at(place)} of {self._reader.split.folder}"
+            message = f"{clip} took over {SLOW_SECONDS:.0f} s to read so far; see whether its disk answers."
         warnings.warn(message, InputWarning, stacklevel=4)
 
 
@@ -281,8 +286,16 @@ def _reserve(num_bytes: int) -> int:
         return os.dup(file.fileno())
 
 
-def _cause(exit_code: int) -> str:
-    return signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+def _cause_of_end(process: subprocess.Popen) -> str:
+    """Why a process ended whose connection is closed."""
+    try:
+        code = process.wait(timeout=2)
+    except subprocess.TimeoutExpired:  # it closed the connection, and goes on
+        process.kill()
+        code = process.wait()
+    if code == -signal.SIGKILL:
+        return "SIGKILL, perhaps for lack of memory"
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def serve(descriptor: int) -> None:
@@ -322,4 +335,6 @@ def _sendable(error: Exception) -> Exception:
     """An error as another process can raise it."""
     if isinstance(error, InputError):
         return InputError(str(error))
-    return error if isinstance(error, OSError) else RuntimeError(traceback.format_exc())
+    if isinstance(error, OSError) and error.errno is not None:
+        return OSError(error.errno, error.strerror, error.filename)
+    return RuntimeError(traceback.format_exc())

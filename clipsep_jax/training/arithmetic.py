@@ -1,13 +1,14 @@
 """How much arithmetic a compiled function does, counted in its program, and how much of it a device could do."""
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 # Peak of dense products by the makers' data sheets, in FLOP a second: in bfloat16, and in float32 or TF32. Names are
-# parts of those that devices have; the first that fits holds.
+# words of those that devices have; the first that fits holds.
 _PEAKS = {
     "GH200": (989e12, 495e12),
     "H200": (989e12, 495e12),
@@ -15,13 +16,17 @@ _PEAKS = {
     "H100": (989e12, 495e12),
     "A100": (312e12, 156e12),
     "A10": (125e12, 62.5e12),
+    "L40S": (362e12, 183e12),
     "L40": (181e12, 90.5e12),
     "L4": (121e12, 60e12),
     "RTX 4090": (165e12, 82.6e12),
     "RTX 3090": (71e12, 35.6e12),
-    "TPU v6": (918e12, 459e12),
+    "TPU v6 lite": (918e12, 459e12),
+    "TPU v6e": (918e12, 459e12),
+    "TPU v5 lite": (197e12, 98e12),
+    "TPU v5e": (197e12, 98e12),
     "TPU v5p": (459e12, 229e12),
-    "TPU v5": (197e12, 98e12),  # v5e, which calls itself "TPU v5 lite"
+    "TPU v5": (459e12, 229e12),  # as v5p may call itself
     "TPU v4": (275e12, 137e12),
 }
 
@@ -29,7 +34,7 @@ _PEAKS = {
 def peak_flops(device_kind: str, precision: str) -> float | None:
     """What a device could do at most, in FLOP a second; None if it is not known."""
     for name, (in_bfloat16, in_float32) in _PEAKS.items():
-        if name in device_kind:
+        if re.search(rf"\b{name}\b", device_kind):
             return in_bfloat16 if precision == "bfloat16" else in_float32
     return None
 
@@ -52,7 +57,8 @@ def _flops_of(equation: Any) -> float:
     if name == "conv_general_dilated":
         numbers = parameters["dimension_numbers"]
         kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
-        return 2.0 * math.prod(out) * math.prod(kernel) / kernel[numbers.rhs_spec[0]]
+        products = math.prod(out) * math.prod(kernel) / kernel[numbers.rhs_spec[0]]
+        return 2.0 * products / math.prod(parameters["lhs_dilation"])  # without those by zeros between the inputs
     inner = [count_flops(program) for value in parameters.values() for program in _programs(value)]
     if name == "cond":
         return max(inner, default=0.0)

@@ -108,6 +108,6 @@ def _loop(run: Run, state: TrainState, start: int, workdir: Output, stop: StopRe
             elif logging:
                 progress.log(step, metrics)
             if validating or last:
-                progress.sum_up(last)
+                progress.sum_up(step, last)
             if last and step < train.steps:
                 raise Interrupted(step, stop.exit_code or EXIT_INTERRUPTED)

@@ -95,10 +95,10 @@ class Progress:
         with self._goodput.during("checkpoint"):
             self._curves.seal()
 
-    def sum_up(self, last: bool) -> None:
-        """Say where the time went, and how fast it was: at the end, and in a file after each validation."""
+    def sum_up(self, step: int, last: bool) -> None:
+        """Say where the time went up to a step, and how fast it was: at the end, and in a file after validations."""
         if self._first and (last or not self._on_screen):
-            say("; ".join([str(self._goodput), *self._speed.words()]), error=True)
+            say("; ".join([str(self._goodput), *self._speed.words(step)]), error=True)
 
 
 class Speed:
@@ -134,9 +134,9 @@ class Speed:
             figures["device_gigabytes_peak"] = memory["peak_bytes_in_use"] / 1e9
         return figures
 
-    def words(self) -> list[str]:
-        """The figures since the start, for people."""
-        figures = self._between(self._start, (self._last[0], time.perf_counter()))
+    def words(self, step: int) -> list[str]:
+        """The figures from the start to a step, for people."""
+        figures = self._between(self._start, (step, time.perf_counter()))
         words = [f"{figures['examples_per_second']:.1f} examples/s", f"{figures['gigabytes_read']:.2f} GB read"]
         if "mfu" in figures:
             words.append(f"{figures['mfu']:.0%} of the devices' peak arithmetic (MFU)")

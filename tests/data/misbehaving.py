@@ -46,6 +46,16 @@ class Query:
     def lose_the_disk(self) -> None:
         raise OSError(5, "Input/output error", "a.tfrecord")
 
+    def lose_a_socket(self) -> None:
+        class OfALibrary(OSError):  # it cannot be sent to another process
+            def __init__(self) -> None:
+                super().__init__(5, "Input/output error")
+
+        raise OfALibrary
+
+    def exit(self) -> None:
+        raise SystemExit(3)
+
     def hang(self) -> None:
         time.sleep(1)
 

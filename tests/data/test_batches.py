@@ -261,10 +261,23 @@ def test_two_damaged_records_far_apart_are_both_replaced(tmp_path, monkeypatch):
     assert [len(clip.replaced) for clip in found] == [1, 0, 0, 0, 0, 0, 0, 1]
     with pytest.warns(InputWarning, match="record 1 is damaged"):
         damages.add(0, found[0].replaced[0])
-    with pytest.warns(InputWarning, match="record 1 is damaged"):
-        damages.add(7, found[7].replaced[0])
+    damages.add(7, found[7].replaced[0])  # the same one again, which was told
+    damages.add(8, read(1).replaced[0])
+    other = replace(found[0].replaced[0], message="record 2 is damaged.")
+    with pytest.warns(InputWarning, match="record 2 is damaged"):
+        damages.add(13, other)
     with pytest.raises(InputError, match="More than 1 of 5"):
-        damages.add(8, read(1).replaced[0])
+        damages.add(15, found[0].replaced[0])
+
+
+def test_one_damaged_record_ends_no_run_however_often_it_comes(tmp_path):
+    """Few clips come again within the window, and many do where two passes meet."""
+    records = RecordSet(make_records(tmp_path))
+    damage(records, "train", {3})
+    batches = batches_of(records)
+    with pytest.warns(InputWarning, match="record 3 is damaged") as told:
+        list(map(batches.__getitem__, range(30)))
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("part", ["record", "picture"])

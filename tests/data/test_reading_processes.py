@@ -122,7 +122,7 @@ def test_workers_import_no_jax(records):
 def test_a_worker_that_dies_is_started_again(records, tmp_path):
     batches = misbehaving(records, "die", tmp_path / "died")
     expected = batches_of(records, workers=0)
-    told = r"A process that reads records died \(SIGKILL\), perhaps for lack of memory; it is started again\."
+    told = r"A process that reads records died \(SIGKILL, perhaps for lack of memory\); it is started again\."
     with closing(batches.iterate()) as ahead, pytest.warns(InputWarning, match=told):
         found = list(islice(ahead, 12))
     for step, batch in enumerate(found):
@@ -134,7 +134,18 @@ def test_workers_that_keep_dying_end_the_run(records):
     with (
         closing(misbehaving(records, "die").iterate()) as ahead,
         pytest.warns(InputWarning, match="it is started again"),
-        pytest.raises(ChildProcessError, match=r"keep dying \(SIGKILL\).* a smaller --config\.data\.read_workers"),
+        pytest.raises(
+            ChildProcessError, match=r"keep dying \(SIGKILL, .*\); .* a smaller --config\.data\.read_workers"
+        ),
+    ):
+        list(islice(ahead, 12))
+
+
+def test_what_ended_a_worker_is_told(records):
+    with (
+        closing(misbehaving(records, "exit").iterate()) as ahead,
+        pytest.warns(InputWarning, match=r"died \(exit code 3\); it is started again"),
+        pytest.raises(ChildProcessError, match=r"keep dying \(exit code 3\)"),
     ):
         list(islice(ahead, 12))
 
@@ -144,6 +155,7 @@ def test_workers_that_keep_dying_end_the_run(records):
     [
         ("give_up", InputError, "This clip will not do"),
         ("lose_the_disk", OSError, "Input/output error"),
+        ("lose_a_socket", OSError, "Input/output error"),
         ("fail", RuntimeError, "ZeroDivisionError: a bug"),
     ],
 )
@@ -158,6 +170,15 @@ def test_a_record_that_does_not_come_is_named(records, monkeypatch):
         monkeypatch.setattr(reading_processes, "SLOW_SECONDS", 0.3)
         with pytest.warns(InputWarning, match=f"clip4.mp4 of {records.folder} took over 0 s to read so far"):
             list(islice(ahead, 10))
+
+
+def test_a_process_that_does_not_start_is_told(records, monkeypatch):
+    monkeypatch.setattr(reading_processes, "SLOW_SECONDS", 0.01)
+    with (
+        closing(batches_of(records, workers=1).iterate()) as ahead,
+        pytest.warns(InputWarning, match="A process that reads records took over 0 s to start so far"),
+    ):
+        next(ahead)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is not reserved")

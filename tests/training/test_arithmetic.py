@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
+from clipsep_jax.models.layers import matmul_strided_conv, native_strided_conv
 from clipsep_jax.training.arithmetic import count_flops, peak_flops
 from clipsep_jax.training.devices import make_mesh
 
@@ -56,10 +57,22 @@ def test_convolutions_are_counted(stride, groups):
     assert count(convolve, (2, 9, 9, 6), (3, 3, 6 // groups, 12)) == 2 * (2 * side**2 * 12) * (9 * 6 / groups)
 
 
+@pytest.mark.parametrize("form", [native_strided_conv, matmul_strided_conv])
+def test_gradients_of_strided_convolutions_count_as_much_as_their_values(form):
+    shapes = (2, 8, 8, 3), (4, 4, 3, 5)
+    value = 2 * (2 * 4 * 4 * 5) * (4 * 4 * 3)
+    assert count(form, *shapes) == value
+    assert count(jax.grad(lambda *arrays: jnp.sin(form(*arrays)).sum(), argnums=(0, 1)), *shapes) == 3 * value
+
+
 def test_peaks_are_found_by_the_names_of_devices():
     assert peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
     assert peak_flops("NVIDIA H100 PCIe", "bfloat16") == 756e12
     assert peak_flops("NVIDIA A100-SXM4-40GB", "float32") == 156e12
     assert peak_flops("TPU v5 lite", "bfloat16") == 197e12
-    assert peak_flops("TPU v5p", "bfloat16") == 459e12
+    assert peak_flops("TPU v5p", "bfloat16") == peak_flops("TPU v5", "bfloat16") == 459e12
+    assert peak_flops("NVIDIA L40S", "bfloat16") == 362e12
+    assert peak_flops("NVIDIA A10", "bfloat16") == 125e12
+    assert peak_flops("NVIDIA A10G", "bfloat16") is None
+    assert peak_flops("NVIDIA RTX A1000 Laptop GPU", "bfloat16") is None
     assert peak_flops("cpu", "float32") is None

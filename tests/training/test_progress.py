@@ -9,6 +9,7 @@ import pytest
 from clipsep_jax.training import progress
 from clipsep_jax.training.flat import Flat, Structure
 from clipsep_jax.training.loop import train
+from clipsep_jax.training.setup import Run
 from clipsep_jax.training.step import Trainer
 from tests.small import make_records, small_config
 
@@ -52,6 +53,15 @@ def test_speed_reading_arithmetic_and_memory_are_told(records, tmp_path, monkeyp
     stored = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in stored] == [1, 2, 3, 4]  # told a step later, and none is lost
     assert not {"mfu", "examples_per_second", "gigabytes_read"} & set(stored[-1])  # they differ between equal runs
+
+
+def test_a_run_that_ends_between_two_log_lines_tells_the_speed_up_to_its_end(records, monkeypatch):
+    run = Run(small_config(records))
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    speed = progress.Speed(run, 10)
+    now[0] += 5
+    assert speed.words(60)[0] == f"{10 * run.config.data.batch_size:.1f} examples/s"
 
 
 def test_a_flat_state_is_the_state(records):
