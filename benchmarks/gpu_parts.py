@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -193,14 +194,14 @@ def train(precision: str, batch: str, steps: str, width: str = "64") -> Iterator
         told.append(board_only)
         write(workdir, step, board_only)
 
-    Workdir.write = keep  # type: ignore[method-assign]
     config = nit_config(int(width), int(batch), precision)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "records"
         write_random_records(folder, config, max(256, 4 * int(batch)), split="train")
         few = {"steps": int(steps), "log_every": max(1, int(steps) // 4), "validate_every": 10**6}
         config = config.replace(data={"records": str(folder)}, train=few, checkpoint={"save_every": 10**6})
-        run(config, Path(temporary) / "workdir")
+        with patch.object(Workdir, "write", keep):
+            run(config, Path(temporary) / "workdir")
     last = told[-2]  # before the save at the end
     waiting = last["input"] / max(1e-9, 1 - last["compile"])
     yield {name: round(value, 3) for name, value in last.items()} | {"waits_for_input": round(waiting, 3)}

@@ -19,8 +19,8 @@ from clipsep_jax.models.unet import level_widths
 
 _NARROW, _WIDE = 2, 4  # bytes of a value
 
-# Passes over the output of a BatchNorm: forwards to one result, and backwards.
-_NORM_EARLIER, _NORM = 3 + 6, 2 + 5
+# Passes over an activation that BatchNorm takes, reading and writing: forwards, and backwards.
+_NORM_EARLIER, _NORM = 4 + 6, 3 + 5
 
 
 @dataclass(frozen=True)

@@ -324,8 +324,9 @@ def serve(descriptor: int) -> None:
 
 
 def _import_grain_alone() -> None:
+    """Import Grain as where there is no JAX, which it would import too; what a reader needs may import it after."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # it would miss JAX
-    sys.modules["jax"] = None  # type: ignore[assignment]
+    sys.modules["jax"] = None  # type: ignore[assignment]  # Python's own way to say that there is none
     import grain  # noqa: F401
 
     del sys.modules["jax"]
