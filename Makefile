@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Every process of a test would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo install test check types quick soak test-tfds test-dask bench bench-gpu clean
+.PHONY: demo install test check types quick soak test-tfds test-dask bench bench-gpu traffic clean
 
 demo: .venv/.runtime
 	$(BIN)/clipsep demo --out runs/demo
@@ -45,6 +45,9 @@ bench: .venv/.bench
 bench-gpu:
 	$(PYTHON) -m benchmarks.gpu
 
+traffic: .cuda/.ready
+	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.traffic --write
+
 # Compiled on all cores: pip uses one, and test workers that start at once would each compile the same modules.
 define install
 	$(BIN)/python -m pip install --quiet --no-compile --editable "$(1)"
@@ -79,5 +82,11 @@ endef
 	.venv-tfds/bin/python -m pip install --quiet tensorflow-cpu "tensorflow-datasets>=4.9.6" soundfile
 	touch $@
 
+# JAX compiles for a GPU with this, on any machine; where it is installed, JAX would look for a GPU in every process.
+.cuda/.ready: .venv/.test
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .cuda nvidia-cuda-nvcc-cu12 \
+	  $$($(BIN)/python -c "from jaxlib import __version__ as v; print(f'jax-cuda12-plugin=={v} jax-cuda12-pjrt=={v}')")
+	touch $@
+
 clean:
-	rm -rf .venv .venv-tfds build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-tfds .cuda build *.egg-info .pytest_cache .mypy_cache .ruff_cache

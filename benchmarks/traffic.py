@@ -1,125 +1,142 @@
-"""Bytes that a train step moves through a GPU's memory, an example, on paper: layer by layer, and what each form moves.
+"""Bytes that a train step moves through a GPU's memory, an example, by XLA's own kernels for an H100; no GPU is needed.
 
-Counted is what each pass over an activation reads and writes, forwards and backwards, in bfloat16 (logits, loss and
-sound in float32); a pass is what XLA fuses: elementwise work with the sum, product or concatenation before or after it.
-"earlier" has Flax's BatchNorm (mean, variance and application in passes of their own, three passes backwards) and a
-convolution of XLA's, with its changes of layout, for the layer of one channel. "fused blends" is what one kernel for
-both blends of an up-convolution would leave: it is not written.
+`make traffic` fetches JAX's plugin for CUDA into a folder and runs this. The step is compiled for the card, not run;
+what each kernel of the compiled program has to read and write is counted (`benchmarks.hlo`). On a card XLA chooses some
+kernels of products anew by trying them, which can change their number by a little.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import re
+import sys
+from collections import Counter
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from benchmarks.train_step import nit_config
+import jax
+from jax.experimental import topologies
+
+from benchmarks.__main__ import DOCS, replaced
+from benchmarks.hlo import Kernel, kernels
+from benchmarks.train_step import nit_config, random_batch
 from clipsep_jax.config import Config
-from clipsep_jax.models.unet import level_widths
+from clipsep_jax.training.step import Trainer
 
-_NARROW, _WIDE = 2, 4  # bytes of a value
+FOLDER = Path(__file__).resolve().parents[1] / ".cuda"
+BEGIN = "<!-- begin: written by `make traffic` -->\n"
 
-# Passes over an activation that BatchNorm takes, reading and writing: forwards, and backwards.
-_NORM_EARLIER, _NORM = 4 + 6, 3 + 5
+# The same count, at batch 32 in bfloat16, of the code before its passes over memory were counted (commit d0e9151).
+EARLIER = {
+    "mixture": 18.4,
+    "down 0": 6.7,
+    "down 1": 29.5,
+    "down 2": 10.7,
+    "down 3": 6.1,
+    "down 4": 4.4,
+    "down 5": 3.0,
+    "down 6": 2.7,
+    "up 6": 2.1,
+    "up 5": 5.8,
+    "up 4": 12.2,
+    "up 3": 24.7,
+    "up 2": 48.0,
+    "up 1": 86.9,
+    "masks": 52.4,
+    "loss": 42.0,
+    "optimizer": 14.7,
+    "rest": 30.7,
+}
 
+# What XLA has to know of an H100 (SXM, 80 GB) to compile for it.
+_H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 84978434048
+  cuda_compute_capability { major: 9 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 patch: 0 }
+runtime_version { major: 12 minor: 9 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
 
-@dataclass(frozen=True)
-class Layer:
-    """Megabytes an example, in three forms."""
-
-    name: str
-    earlier: float
-    now: float
-    fused_blends: float
-
-
-def layers(config: Config) -> Iterator[Layer]:
-    """The layers of CLIPSep-NIT with late fusion, outermost first."""
-    widths = level_widths(config.model)
-    sides = [config.spectrogram.num_frames // 2**level for level in range(len(widths) + 1)]
-    yield _first(sides[0], widths[0])
-    for level in range(1, len(widths)):
-        yield _down(sides[level], widths[level - 1], widths[level], normalised=level < len(widths) - 1)
-    for level in reversed(range(1, len(widths))):
-        num_in = widths[level] * (1 if level == len(widths) - 1 else 2)
-        yield _up(sides[level + 1], num_in, widths[level - 1])
-    masks = config.data.num_sources + config.model.num_noise_heads
-    yield _last(sides[1], 2 * widths[0], masks)
-    yield _mixture(config, masks)
-
-
-def _layer(name: str, earlier: float, now: float, fused_blends: float | None = None) -> Layer:
-    return Layer(name, *(value / 1e6 for value in (earlier, now, now if fused_blends is None else fused_blends)))
-
-
-def _first(side: int, num_out: int) -> Layer:
-    x, y = side**2, (side // 2) ** 2 * num_out
-    patches = 4 * x
-    native = (x + y) + (y + x) + (x + y) + 4 * (x + y)  # value, gradients by input and kernel, changes of layout
-    product = (x + patches) + (patches + y) + (patches + y) + (y + patches) + (patches + x)
-    norm = (_NORM_EARLIER * x, _NORM * x)
-    return _layer(f"down {side} x {side} x 1", (native + norm[0]) * _NARROW, (product + norm[1]) * _NARROW)
-
-
-def _down(side: int, num_in: int, num_out: int, *, normalised: bool) -> Layer:
-    x, y = side**2 * num_in, (side // 2) ** 2 * num_out
-    convolution = 2 * x + (x + y) + (y + x) + (x + y) + 2 * x  # leaky ReLU, value, gradients, its gradient
-    norms = (_NORM_EARLIER * y, _NORM * y) if normalised else (0, 0)
-    return _layer(f"down {side} x {side} x {num_in}", *((convolution + norm) * _NARROW for norm in norms))
+_SCOPES = re.compile(r"(?:\b|_)(mixture|down_\d|up_\d|masks|loss|optimizer)\b")
 
 
-def _blends(out: float) -> tuple[float, float]:
-    """Values moved by the blends of an up-convolution, and by one kernel for both."""
-    taps, rows = 2.25 * out, 1.5 * out
-    forwards, backwards = taps + 2 * rows + out, out + 2 * rows + taps
-    return forwards + backwards, 2 * (taps + out)
+def compiled_for_h100(config: Config) -> str:
+    """XLA's text of the compiled train step."""
+    topology = topologies.get_topology_desc(
+        topology_name="H100", platform="cuda", target_config=_H100, topology="1x1x1"
+    )
+    place = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    with patch("jax.default_backend", lambda: "gpu"):  # by which the forms of layers are chosen
+        trainer = Trainer(config)
+        arguments = (
+            trainer.flat(jax.eval_shape(trainer.init)),
+            jax.eval_shape(lambda: random_batch(config)),
+            jax.eval_shape(lambda: trainer.recipe),
+        )
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments)
+        return trainer.compiled_train_step.lower(*shapes, None).compile().as_text()
 
 
-def _up(side: int, num_in: int, num_out: int) -> Layer:
-    x, out = side**2 * num_in, (2 * side) ** 2 * num_out
-    taps = 2.25 * out
-    product = (x + taps) + (taps + x) + (x + taps)
-    skip = 2 * out + 3 * out  # into the concatenation, and its gradient joined with the other one
-    blends, fused = _blends(out)
-    rest = product + skip
-    forms = (rest + blends + _NORM_EARLIER * out, rest + blends + _NORM * out, rest + fused + _NORM * out)
-    return _layer(f"up {side} x {side} x {num_in}", *(form * _NARROW for form in forms))
+def part_of(kernel: Kernel) -> str:
+    """The part of the step that a kernel belongs to, by the name of what it computes last."""
+    found = _SCOPES.findall(kernel.origin)
+    return found[-1].replace("_", " ") if found else "rest"
 
 
-def _last(side: int, num_features: int, masks: int) -> Layer:
-    x, out = side**2 * num_features, (2 * side) ** 2 * masks
-    taps = 2.25 * out
-    blends, fused = _blends(out)
-    product = 3 * x * _NARROW + 3 * taps * _WIDE
-    loss = 6 * out * _WIDE
-    return _layer("masks and loss", *(product + loss + form * _WIDE for form in (blends, blends, fused)))
-
-
-def _mixture(config: Config, masks: int) -> Layer:
-    spectrogram = config.spectrogram
-    signals = config.data.num_sources + 1
-    bins = (spectrogram.fft_size // 2 + 1) * spectrogram.num_frames
-    warped = spectrogram.num_warped_bins * spectrogram.num_frames
-    frames = spectrogram.fft_size * spectrogram.num_frames
-    moved = signals * (2 * frames + 2 * 2 * bins + 2 * bins + 2 * warped) + 2 * masks * warped
-    return _layer("mixture and targets", moved * _WIDE, moved * _WIDE)
-
-
-def measure(config: Config) -> dict[str, Any]:
-    """Megabytes an example by layer, and the totals."""
-    rows = list(layers(config))
-    forms = ("earlier", "now", "fused_blends")
+def measure(config: Config, text: str) -> dict[str, Any]:
+    """Megabytes an example, by part of the step and by kind of kernel."""
+    parts, kinds = Counter[str](), Counter[str]()
+    number = 0
+    for kernel in kernels(text):
+        megabytes = kernel.num_bytes / config.data.batch_size / 1e6
+        parts[part_of(kernel)] += megabytes
+        kinds[kernel.kind] += megabytes
+        number += 1
     return {
-        "megabytes": {row.name: {form: round(getattr(row, form), 2) for form in forms} for row in rows},
-        "total": {form: round(sum(getattr(row, form) for row in rows), 1) for form in forms},
+        "batch": config.data.batch_size,
+        "precision": config.train.precision,
+        "megabytes": round(sum(parts.values()), 1),
+        "kernels": number,
+        "by_part": {name: round(value, 1) for name, value in sorted(parts.items())},
+        "by_kind": {name: round(value, 1) for name, value in kinds.most_common()},
     }
+
+
+def table(measured: dict[str, Any]) -> str:
+    """A measurement beside the earlier one, as Markdown."""
+    lines = ["| part of the step | MB an example, earlier | now |", "|---|---|---|"]
+    lines += [f"| {name} | {earlier} | {measured['by_part'][name]} |" for name, earlier in EARLIER.items()]
+    return "\n".join([*lines, f"| all | {round(sum(EARLIER.values()), 1)} | {measured['megabytes']} |", ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=64, help="channels of the network's first level")
+    parser.add_argument("--batch", type=int, default=32, help="examples (default: 32)")
+    parser.add_argument("--width", type=int, default=64, help="channels of the network's first level (default: 64)")
+    parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    parser.add_argument("--kernels", type=int, default=0, metavar="N", help="print the N largest kernels too")
     options = parser.parse_args()
-    print(json.dumps(measure(nit_config(options.width))))
+    sys.path.append(str(FOLDER))  # where JAX finds the plugin
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    config = nit_config(options.width, options.batch, options.precision)
+    text = compiled_for_h100(config)
+    for kernel in sorted(kernels(text), key=lambda kernel: -kernel.num_bytes)[: options.kernels]:
+        print(f"{kernel.num_bytes / options.batch / 1e6:8.2f} MB  {kernel.name:40} {kernel.origin[-70:]}")
+    measured = measure(config, text)
+    print(json.dumps(measured))
+    if options.write:
+        path = DOCS / "performance.md"
+        path.write_text(replaced(path.read_text("utf-8"), table(measured), BEGIN), "utf-8")
+        print(f"The table is in {path}.", file=sys.stderr)
 
 
 if __name__ == "__main__":

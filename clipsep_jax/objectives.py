@@ -46,6 +46,7 @@ def bce_with_logits(logits: Array, targets: Array) -> Array:
     return jax.nn.softplus(logits) - targets * logits
 
 
+@jax.custom_jvp
 def bce_of_summed_masks(query: Array, noise: Array, targets: Array) -> Array:
     """BCE(min(1, sigmoid(query) + sigmoid(noise)), targets), finite.
 
@@ -54,13 +55,39 @@ def bce_of_summed_masks(query: Array, noise: Array, targets: Array) -> Array:
     A full mask has no gradient and, against a target of 0, costs 100 as in PyTorch; masks within float32's resolution
     of 1 count as full, which bounds the gradient.
     """
-    total = query + noise
-    below = total < -(2.0**-22)
-    safe = jnp.where(below, total, -1.0)
-    log_mask = jnp.where(below, jnp.logaddexp(jax.nn.log_sigmoid(query), jax.nn.log_sigmoid(noise)), 0.0)
-    log_rest = jnp.log(-jnp.expm1(safe)) + jax.nn.log_sigmoid(-query) + jax.nn.log_sigmoid(-noise)
-    log_rest = jnp.where(below, jnp.maximum(log_rest, -100.0), -100.0)
+    log_mask, log_rest = _logarithms_of_sum(query, noise)
     return -(targets * log_mask + (1 - targets) * log_rest)
+
+
+def _logarithms_of_sum(query: Array, noise: Array) -> tuple[Array, Array]:
+    """Of the mask and of its rest, at least -100."""
+    total, below = _total(query, noise)
+    log_mask = jnp.where(below, jnp.logaddexp(jax.nn.log_sigmoid(query), jax.nn.log_sigmoid(noise)), 0.0)
+    log_rest = jnp.log(-jnp.expm1(total)) + jax.nn.log_sigmoid(-query) + jax.nn.log_sigmoid(-noise)
+    return log_mask, jnp.where(below, jnp.maximum(log_rest, -100.0), -100.0)
+
+
+def _total(query: Array, noise: Array) -> tuple[Array, Array]:
+    """The sum of the logits, -1 where the mask is full; and where it is not."""
+    below = query + noise < -(2.0**-22)
+    return jnp.where(below, query + noise, -1.0), below
+
+
+def _slope_of_sum(query: Array, noise: Array, targets: Array) -> Array:
+    """The derivative of `bce_of_summed_masks` by `query`; by `noise` it is the same with both exchanged."""
+    total, below = _total(query, noise)
+    _, log_rest = _logarithms_of_sum(query, noise)
+    share = jax.nn.sigmoid(jax.nn.log_sigmoid(query) - jax.nn.log_sigmoid(noise))
+    of_log_mask = share * jax.nn.sigmoid(-query)
+    of_log_rest = jnp.where(log_rest > -100, -1 / jnp.expm1(-total) - jax.nn.sigmoid(query), 0.0)
+    return jnp.where(below, -(targets * of_log_mask + (1 - targets) * of_log_rest), 0.0)
+
+
+bce_of_summed_masks.defjvps(
+    lambda tangent, _, query, noise, targets: tangent * _slope_of_sum(query, noise, targets),
+    lambda tangent, _, query, noise, targets: tangent * _slope_of_sum(noise, query, targets),
+    lambda tangent, _, query, noise, targets: tangent * jnp.subtract(*reversed(_logarithms_of_sum(query, noise))),
+)
 
 
 def bce(masks: Array, targets: Array) -> Array:
@@ -174,8 +201,13 @@ class NoiseInvariant:
         self, query: Float[Array, "B N K T"], noise: Float[Array, "B M K T"], mixture: Mixture
     ) -> Float[Array, "B M N"]:
         """Mean weighted error of mask(n, m) = min(1, query_n + noise_m) against target n."""
-        error = self.criterion.summed(query[:, None], noise[:, :, None], mixture.targets[:, None])
-        return (mixture.weight[:, None, None] * error).mean(axis=(-2, -1))
+
+        @jax.checkpoint  # what is computed for each pair of masks is cheap to repeat, and large to keep
+        def cost(query: Array, noise: Array, targets: Array, weight: Array) -> Array:
+            error = self.criterion.summed(query[:, None], noise[:, :, None], targets[:, None])
+            return (weight[:, None, None] * error).mean(axis=(-2, -1))
+
+        return cost(query, noise, mixture.targets, mixture.weight)
 
 
 @jax.tree_util.register_dataclass

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from clipsep_jax.config import ObjectiveConfig
-from clipsep_jax.objectives import best_assignment, build_objective
+from clipsep_jax.objectives import bce_of_summed_masks, best_assignment, build_objective
 from clipsep_jax.structures import MaskLogits, Mixture
 from tests.torch_reference import torch_loss
 
@@ -34,6 +34,21 @@ CONFIGS = [
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
+def test_the_slopes_of_summed_masks_are_those_of_the_formula(scale):
+    rng = np.random.default_rng(0)
+    numbers = (*rng.normal(-1, scale, (2, 500)).astype(np.float32), rng.uniform(size=500).astype(np.float32))
+    numbers = tuple(x[np.abs(numbers[0] + numbers[1]) > 1e-3] for x in numbers)  # a full mask's formula is another one
+    ours = jax.grad(lambda *x: bce_of_summed_masks(*x).sum(), (0, 1, 2))(*map(jnp.asarray, numbers))
+    query, noise, targets = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in numbers)
+    mask = torch.sigmoid(query) + torch.sigmoid(noise)
+    full = mask >= 1
+    rest = torch.where(full, -100, torch.log1p(-torch.where(full, 0, mask)))
+    (-(targets * torch.log(mask.clamp(max=1)) + (1 - targets) * rest)).sum().backward()
+    for got, want in zip(ours, (query.grad, noise.grad, targets.grad), strict=True):
+        np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.name}-{c.regularizer}-{c.gamma}")
 @pytest.mark.parametrize("scale", [0.1, 3.0, 10.0])
 def test_loss_and_gradients_equal_pytorch(config, scale):

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from clipsep_jax.config import ModelConfig
-from clipsep_jax.models.layers import UpConv, append_everywhere, blend_taps, upsample_conv
+from clipsep_jax.models.layers import UpConv, append_everywhere, blend_tap_images, tap_images, upsample_conv
 from clipsep_jax.structures import MaskLogits
 
 Query = Float[Array, "B N Q"] | None
@@ -52,6 +52,7 @@ class InnerProduct(nnx.Module):
         self.scale = nnx.Param(jnp.ones(config.num_channels))
         self.bias = nnx.Param(jnp.zeros(1))
 
+    @jax.named_scope("masks")
     def __call__(
         self,
         vectors: Float[Array, "B P C"],
@@ -65,12 +66,11 @@ class InnerProduct(nnx.Module):
         its C feature maps of full size are never built.
         """
         scaled = vectors * self.scale[None, None]
-        taps = jnp.einsum("bpC,cyxC->bcyxp", scaled, kernel)
-        taps_of_features = taps.reshape(*taps.shape[:2], -1).astype(features.dtype)
-        products = jnp.einsum("bktc,bcn->bktn", features, taps_of_features, preferred_element_type=scaled.dtype)
-        logits = blend_taps(products.reshape(*features.shape[:-1], *taps.shape[2:]))
+        taps = jnp.einsum("bpC,cyxC->byxpc", scaled, kernel)
+        images = tap_images(features, taps.reshape(len(taps), -1, taps.shape[-1]).astype(features.dtype))
+        logits = blend_tap_images(images.reshape(*taps.shape[:-1], *images.shape[2:]))
         offset = scaled @ kernel_bias + self.bias[None]
-        return jnp.moveaxis(logits, -1, 1) + offset[:, :, None, None]
+        return logits + offset[:, :, None, None]
 
 
 class LearnedQueries(nnx.Module):

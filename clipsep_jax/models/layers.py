@@ -21,35 +21,36 @@ class BatchNorm(nnx.BatchNorm):
     """PyTorch's BatchNorm in training: statistics over batch and pixels, momentum 0.1 there is 0.9 here.
 
     The running variance is the biased one; PyTorch keeps the unbiased one (a stated departure of n / (n - 1)).
-    Statistics are taken, kept and applied in float32, and the result has that precision, whatever the input has; Flax
-    would round the statistics if it were given a dtype.
+    Statistics are taken, kept and applied in float32; then the result is rounded to the input's precision. Flax would
+    round the statistics if it were given a dtype.
     """
 
     def __init__(self, num_features: int, *, rngs: nnx.Rngs):
         super().__init__(num_features, momentum=0.9, epsilon=1e-5, scale_init=_around_one, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "*n C"], *how: Any, **which: Any) -> Float[Array, "*n C"]:
+    def __call__(self, x: Float[Array, "*n C"], *how: Any, slope: float = 1.0, **which: Any) -> Float[Array, "*n C"]:
+        """The normalised input; what is negative in it times `slope`: 0 for a ReLU, 1 for none."""
         if self.use_running_average:
             with jax.numpy_dtype_promotion("standard"):  # Flax promotes other precisions to its statistics'
-                return super().__call__(x, *how, **which)
+                return jax.nn.leaky_relu(super().__call__(x, *how, **which), slope).astype(x.dtype)
         assert self.scale is not None
         assert self.bias is not None
-        y, mean, variance = normalize(x, self.scale[...], self.bias[...], self.epsilon)
+        y, mean, variance = normalize(x, self.scale[...], self.bias[...], self.epsilon, slope)
         for running, found in ((self.mean, mean), (self.var, variance)):
             running[...] = self.momentum * running[...] + (1 - self.momentum) * jax.lax.stop_gradient(found)
         return y
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def normalize(
-    x: Float[Array, "*n C"], scale: Float[Array, " C"], bias: Float[Array, " C"], epsilon: float
+    x: Float[Array, "*n C"], scale: Float[Array, " C"], bias: Float[Array, " C"], epsilon: float, slope: float = 1.0
 ) -> tuple[Float[Array, "*n C"], Float[Array, " C"], Float[Array, " C"]]:
-    """x with the statistics of its channels replaced by `bias` and `scale`; and these statistics, mean and variance.
+    """x with the statistics of its channels replaced by `bias` and `scale`, then as `jax.nn.leaky_relu(..., slope)`.
 
-    Forwards it reads x twice, backwards x and the cotangent twice; Flax's form reads half as much again. No gradient
-    goes through the statistics that are given back.
+    Also gives the statistics, mean and variance, through which no gradient goes. It computes in at least float32; the
+    result has the precision of x. Forwards it reads x twice, backwards x and the cotangent twice; it keeps just x.
     """
-    return _normalize_forward(x, scale, bias, epsilon)[0]
+    return _normalize_forward(x, scale, bias, epsilon, slope)[0]
 
 
 def channel_statistics(x: Float[Array, "B H *n C"]) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
@@ -62,26 +63,42 @@ def channel_statistics(x: Float[Array, "B H *n C"]) -> tuple[Float[Array, " C"],
     pixels = tuple(range(1, x.ndim - 1))
     shift = x[:, :1].mean(pixels, keepdims=True)
     shifted = x - shift
-    means = shifted.mean(pixels, keepdims=True)
-    variances = jnp.square(shifted).mean(pixels, keepdims=True) - jnp.square(means)
-    means = means + shift
-    mean = means.mean(0, keepdims=True)
-    return mean.ravel(), (variances + jnp.square(means - mean)).mean(0).ravel()
+    rows = _sums(shifted, jnp.square(shifted), pixels[1:])
+    means, squares = (total.sum(1) / (x[0].size / x.shape[-1]) for total in rows)
+    variances, means = squares - jnp.square(means), means + shift.reshape(means.shape)
+    mean = means.mean(0)
+    return mean, (variances + jnp.square(means - mean[None])).mean(0)
 
 
-def _normalize_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[tuple[Array, Array, Array], Any]:
+def _normalize_forward(
+    x: Array, scale: Array, bias: Array, epsilon: float, slope: float
+) -> tuple[tuple[Array, Array, Array], Any]:
     mean, variance = channel_statistics(x)
     inverse = jax.lax.rsqrt(variance + epsilon)
     y = (x.astype(mean.dtype) - _last(mean, x)) * _last(inverse * scale, x) + _last(bias, x)
-    return (y, mean, variance), (x, scale, mean, inverse)
+    return (jnp.where(y > 0, y, slope * y).astype(x.dtype), mean, variance), (x, scale, bias, mean, inverse)
 
 
-def _normalize_backward(_: float, saved: Any, cotangents: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-    x, scale, mean, inverse = saved
-    d_y = cotangents[0]
-    normal = (x.astype(mean.dtype) - _last(mean, x)) * _last(inverse, x)
+def _normalize_backward(
+    _: float, slope: float, saved: Any, cotangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
+    x, scale, bias, mean, inverse = saved
+    d_result = cotangents[0].astype(mean.dtype)
+
+    def parts(after: Array) -> tuple[Array, Array]:
+        """The normalised input, and the cotangent before the nonlinearity.
+
+        Both are cheap to compute where they are used. That they depend on `after` keeps XLA from computing them once,
+        earlier, and writing and reading them.
+        """
+        normal = (x.astype(mean.dtype) - _last(mean + 0 * after, x)) * _last(inverse, x)
+        positive = normal * _last(scale, x) + _last(bias, x) > 0
+        return normal, jnp.where(positive, d_result, slope * d_result)
+
     axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-    d_bias, d_scale = d_y.sum(axes), (d_y * normal).sum(axes)
+    normal, d_y = parts(d_result[(0,) * len(axes)])
+    d_bias, d_scale = (rows.sum((0, 1)) for rows in _sums(d_y, d_y * normal, axes[2:]))
+    normal, d_y = parts(d_bias)
     centred = d_y - _last(d_bias / count, x) - normal * _last(d_scale / count, x)
     return (
         (_last(inverse * scale, x) * centred).astype(x.dtype),
@@ -91,6 +108,12 @@ def _normalize_backward(_: float, saved: Any, cotangents: tuple[Array, Array, Ar
 
 
 normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def _sums(a: Array, b: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """The sums of both, in one pass."""
+    zero = jnp.zeros((), a.dtype)
+    return jax.lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), axes)
 
 
 def _last(vector: Array, like: Array) -> Array:
@@ -104,6 +127,24 @@ def _at_least_float32(dtype: Any) -> Any:
 
 def _around_one(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     return 1 + 0.02 * jax.random.normal(key, shape, dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def leaky_relu(x: Float[Array, "*n"], slope: float) -> Float[Array, "*n"]:
+    """As `jax.nn.leaky_relu`, for a positive slope; keeps its result, which is needed anyway, and not its input."""
+    return jnp.where(x > 0, x, slope * x)
+
+
+def _leaky_relu_forward(x: Array, slope: float) -> tuple[Array, Array]:
+    y = leaky_relu(x, slope)
+    return y, y
+
+
+def _leaky_relu_backward(slope: float, y: Array, cotangent: Array) -> tuple[Array]:
+    return (jnp.where(y > 0, cotangent, slope * cotangent),)
+
+
+leaky_relu.defvjp(_leaky_relu_forward, _leaky_relu_backward)
 
 
 class DownConv(nnx.Module):
@@ -183,6 +224,28 @@ def _product_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Arr
 product.defvjp(_product_forward, _product_backward)
 
 
+@jax.custom_vjp
+def tap_images(x: Float[Array, "B h w C"], taps: Float[Array, "B n C"]) -> Float[Array, "B n h w"]:
+    """The products of each example's pixels with its own taps, in at least float32.
+
+    Gradients are products in the operands' precision, as everywhere else.
+    """
+    return jnp.einsum("bhwc,bnc->bnhw", x, taps, preferred_element_type=_at_least_float32(x.dtype))
+
+
+def _tap_images_forward(x: Array, taps: Array) -> tuple[Array, tuple[Array, Array]]:
+    return tap_images(x, taps), (x, taps)
+
+
+def _tap_images_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    x, taps = saved
+    cotangent = cotangent.astype(x.dtype)
+    return jnp.einsum("bnhw,bnc->bhwc", cotangent, taps), jnp.einsum("bnhw,bhwc->bnc", cotangent, x)
+
+
+tap_images.defvjp(_tap_images_forward, _tap_images_backward)
+
+
 def upsample_conv(x: Float[Array, "B h w C"], kernel: Float[Array, "C 3 3 c"]) -> Float[Array, "B H W c"]:
     """conv3x3(upsample2(x)) computed at the low resolution.
 
@@ -199,15 +262,22 @@ def blend_taps(taps: Float[Array, "B h w 3 3 c"]) -> Float[Array, "B H W c"]:
     return upsample_shift_sum(rows, axis=1, taps_axis=3)
 
 
+def blend_tap_images(taps: Float[Array, "B 3 3 c h w"]) -> Float[Array, "B c H W"]:
+    """`blend_taps` with whole images last, which few channels want."""
+    rows = upsample_shift_sum(taps, axis=5, taps_axis=2)  # [B 3 c h W]
+    return upsample_shift_sum(rows, axis=3, taps_axis=1)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def upsample_shift_sum(x: Array, axis: int, taps_axis: int) -> Array:
     """Along `axis`: sum over the taps d = 0, 1, 2 of upsample2(x_d) shifted by d - 1, zeros outside.
 
     From n to 2n with aligned corners: output 2k is a x[k-1] + (1-a) x[k] with a = k / (2n-1), output 2k+1 is
-    (1-b) x[k] + b x[k+1] with b = (n-1-k) / (2n-1). `axis` comes before `taps_axis`, which disappears.
+    (1-b) x[k] + b x[k+1] with b = (n-1-k) / (2n-1). `taps_axis` disappears.
     """
     n, k = x.shape[axis], np.arange(x.shape[axis])
     taps = [jax.lax.index_in_dim(x, d, taps_axis, keepdims=False) for d in range(3)]
+    axis -= taps_axis < axis
     before, after = (_along(axis, weights, taps[0]) for weights in (k / (2 * n - 1), (n - 1 - k) / (2 * n - 1)))
 
     def even(tap: Array) -> Array:
@@ -228,6 +298,7 @@ def _upsample_shift_sum_forward(x: Array, axis: int, taps_axis: int) -> tuple[Ar
 
 def _upsample_shift_sum_backward(axis: int, taps_axis: int, _: None, y: Array) -> tuple[Array]:
     """The transpose, as sums over inputs: scattering, which differentiation would give, is slow on CPU."""
+    axis -= taps_axis < axis
     n, k = y.shape[axis] // 2, np.arange(y.shape[axis] // 2)
     padded = _pad(y, axis, (2, 2))
     pairs = padded.reshape(*y.shape[:axis], n + 2, 2, *y.shape[axis + 1 :])
@@ -271,3 +342,22 @@ def append_everywhere(image: Float[Array, "B h w I"], vector: Float[Array, "B c"
     """Adds a vector's values as constant channels."""
     tiled = jnp.broadcast_to(vector[:, None, None], (*image.shape[:-1], vector.shape[-1]))
     return jnp.concatenate([image, tiled], axis=-1)
+
+
+@jax.custom_vjp
+def join_channels(a: Float[Array, "*n A"], b: Float[Array, "*n B"]) -> Float[Array, "*n C"]:
+    """Concatenation along the last axis: b is computed into its place, where XLA would write it first and then copy."""
+    room = jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, b.shape[-1])])
+    return jax.lax.dynamic_update_slice_in_dim(room, b, a.shape[-1], -1)
+
+
+def _join_forward(a: Array, b: Array) -> tuple[Array, Array]:
+    return join_channels(a, b), jnp.empty((0, a.shape[-1]))
+
+
+def _join_backward(like_first: Array, joined: Array) -> tuple[Array, Array]:
+    num_first = like_first.shape[-1]
+    return joined[..., :num_first], joined[..., num_first:]
+
+
+join_channels.defvjp(_join_forward, _join_backward)

@@ -5,12 +5,11 @@ from itertools import zip_longest
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from clipsep_jax.config import ModelConfig
-from clipsep_jax.models.layers import BatchNorm, DownConv, UpConv, append_everywhere
+from clipsep_jax.models.layers import BatchNorm, DownConv, UpConv, append_everywhere, join_channels, leaky_relu
 
 
 def level_widths(config: ModelConfig) -> list[int]:
@@ -63,15 +62,18 @@ class UNet(nnx.Module):
         if condition is not None:
             x = append_everywhere(x, jax.nn.relu(condition.astype(x.dtype)))
         decode = self._level(_decode_level)
-        for up, norm in zip(reversed(self.up), reversed(self.up_norm), strict=True):
-            x = jnp.concatenate([jax.nn.relu(skips.pop()), decode(up, norm, x)], axis=-1)
+        for level in reversed(range(1, len(self.down))):
+            with jax.named_scope(f"up_{level}"):
+                decoded = decode(self.up[level - 1], self.up_norm[level - 1], x)
+                x = join_channels(jax.nn.relu(skips.pop()), decoded)
         return x
 
     def _encode(self, x: Float[Array, "B K T I"]) -> list[Array]:
-        outputs = [self.down[0](x)]
+        outputs: list[Array] = []
         encode = self._level(_encode_level)
-        for down, norm in zip_longest(list(self.down)[1:], self.down_norm):
-            outputs.append(encode(down, norm, outputs[-1]))
+        for level, (down, norm) in enumerate(zip_longest(self.down, [None, *self.down_norm])):
+            with jax.named_scope(f"down_{level}"):
+                outputs.append(encode(down, norm, outputs[-1]) if outputs else _encode_level(down, norm, x))
         return outputs
 
     def _level(self, function: Callable[..., Array]) -> Callable[..., Array]:
@@ -79,9 +81,9 @@ class UNet(nnx.Module):
 
 
 def _encode_level(down: DownConv, norm: BatchNorm | None, x: Float[Array, "B H W C"]) -> Float[Array, "B h w c"]:
-    y = down(jax.nn.leaky_relu(x, 0.2))
-    return y if norm is None else norm(y).astype(y.dtype)
+    y = down(x)
+    return leaky_relu(y, 0.2) if norm is None else norm(y, slope=0.2)
 
 
 def _decode_level(up: UpConv, norm: BatchNorm, x: Float[Array, "B h w C"]) -> Float[Array, "B H W c"]:
-    return jax.nn.relu(norm(up(x)).astype(x.dtype))
+    return norm(up(x), slope=0.0)

@@ -148,6 +148,7 @@ class Trainer:
             jnp.array(0), jnp.array(0), params, batch_stats, build_optimizer(self.config.optimizer).init(params)
         )
 
+    @jax.named_scope("mixture")
     def mix(self, batch: Batch, step: Array, encoder: Any, training: bool) -> tuple[Mixture, Array | None]:
         """The mixture and the queries of a batch."""
         similar_pairs = self.config.data.similar_pairs if training else "keep"
@@ -184,7 +185,8 @@ class Trainer:
 
         def loss_of(params: PyTree) -> tuple[Float[Array, ""], tuple[Loss, PyTree]]:
             logits, batch_stats = self.logits(params, state.batch_stats, mixture, query, training=True)
-            loss = objective(logits, mixture, state.step)
+            with jax.named_scope("loss"):
+                loss = objective(logits, mixture, state.step)
             return loss.value, (loss, batch_stats)
 
         gradients, (loss, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
@@ -195,12 +197,13 @@ class Trainer:
     ) -> tuple[TrainState, Metrics]:
         """The state after a mixture, unchanged except for its counts if the loss or a gradient is not finite."""
         gradients, loss, batch_stats = self.gradients(state, mixture, query, recipe.objective)
-        norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(loss.value) & jnp.isfinite(norm)
-        updates, optimizer = recipe.optimizer.update(gradients, state.optimizer, state.params)
-        new = (optax.apply_updates(state.params, updates), batch_stats, optimizer)
-        old = (state.params, state.batch_stats, state.optimizer)
-        kept = jax.tree.map(lambda changed, unchanged: jnp.where(finite, changed, unchanged), new, old)
+        with jax.named_scope("optimizer"):
+            norm = optax.tree.norm(gradients)
+            finite = jnp.isfinite(loss.value) & jnp.isfinite(norm)
+            updates, optimizer = recipe.optimizer.update(gradients, state.optimizer, state.params)
+            new = (optax.apply_updates(state.params, updates), batch_stats, optimizer)
+            old = (state.params, state.batch_stats, state.optimizer)
+            kept = jax.tree.map(lambda changed, unchanged: jnp.where(finite, changed, unchanged), new, old)
         skipped = state.skipped + jnp.where(finite, 0, 1)
         metrics = {
             "loss": loss.value,

@@ -10,10 +10,15 @@ from flax import nnx
 
 from clipsep_jax.models.layers import (
     BatchNorm,
+    blend_tap_images,
+    blend_taps,
     channel_statistics,
+    join_channels,
+    leaky_relu,
     matmul_strided_conv,
     native_strided_conv,
     strided_form,
+    tap_images,
     upsample_conv,
 )
 from clipsep_jax.models.winograd import winograd_strided_conv
@@ -59,6 +64,49 @@ def test_upsample_conv_equals_upsampling_then_convolving(height, width):
 
     kernel = random(5, 3, 3, 4, seed=1)
     assert_same_function(upsample_conv, plain, random(2, height, width, 5), kernel, (3, 0, 1, 2))
+
+
+def assert_same_gradients(ours, plain, *arrays):
+    """Values and gradients of two functions agree to 1e-5 of the plain one's."""
+    arrays = tuple(map(jnp.asarray, arrays))
+    weights = jnp.asarray(random(*jax.eval_shape(plain, *arrays).shape, seed=9))
+    found = [jax.vjp(function, *arrays) for function in (ours, plain)]
+    for got, want in zip(*[(value, *pullback(weights)) for value, pullback in found], strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_joining_channels_is_concatenation():
+    assert_same_gradients(
+        join_channels, lambda a, b: jnp.concatenate([a, b], -1), random(2, 3, 4, 5), random(2, 3, 4, 2, seed=1)
+    )
+
+
+def test_leaky_relu_equals_that_of_jax():
+    assert_same_gradients(lambda x: leaky_relu(x, 0.2), lambda x: jax.nn.leaky_relu(x, 0.2), random(3, 4, 5))
+
+
+def test_each_example_has_tap_images_by_its_own_taps():
+    def plain(x, taps):
+        return jnp.stack([jnp.moveaxis(x[i] @ taps[i].T, -1, 0) for i in range(len(x))])
+
+    assert_same_gradients(tap_images, plain, random(2, 4, 6, 5), random(2, 7, 5, seed=1))
+
+
+def test_tap_images_in_bfloat16_are_sums_in_float32():
+    x, taps = jnp.asarray(random(2, 4, 6, 64), jnp.bfloat16), jnp.asarray(random(2, 7, 64, seed=1), jnp.bfloat16)
+    images, pullback = jax.vjp(tap_images, x, taps)
+    assert images.dtype == jnp.float32
+    exact = np.einsum("bhwc,bnc->bnhw", *(np.asarray(array, np.float64) for array in (x, taps)))
+    np.testing.assert_allclose(images, exact, atol=1e-5 * np.abs(exact).max())
+    assert all(gradient.dtype == jnp.bfloat16 for gradient in pullback(images))
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (6, 10), (7, 5)])
+def test_blending_whole_images_equals_blending_with_channels_last(height, width):
+    def channels_last(taps):
+        return jnp.moveaxis(blend_taps(jnp.moveaxis(taps, (4, 5), (1, 2))), 3, 1)
+
+    assert_same_gradients(blend_tap_images, channels_last, random(2, 3, 3, 4, height, width))
 
 
 ANY_SIZE = [(2, 2), (6, 10), (7, 5), (8, 8), (64, 32)]
@@ -130,8 +178,8 @@ def test_batch_norm_of_bfloat16_is_that_of_the_same_values_in_float32(training):
         norm.mean[...], norm.var[...] = jnp.full(3, -20.1), jnp.full(3, 0.1)
         norm.train() if training else norm.eval()
     rounded, exact = norms[0](x), norms[1](x.astype(jnp.float32))
-    assert rounded.dtype == jnp.float32
-    np.testing.assert_array_equal(rounded, exact)
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(rounded, exact.astype(jnp.bfloat16))
     np.testing.assert_array_equal(norms[0].var[...], norms[1].var[...])
 
 
@@ -142,25 +190,27 @@ class PlainNorm(nnx.BatchNorm):
         super().__init__(num_features, momentum=0.9, epsilon=1e-5, use_fast_variance=False, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.parametrize("slope", [1.0, 0.2, 0.0])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_batch_norm_equals_the_plain_form_with_its_gradients(dtype):
+def test_batch_norm_equals_the_plain_form_with_its_gradients(dtype, slope):
     x, weights = jnp.asarray(random(4, 6, 5, 3) * 3 + 1, dtype), jnp.asarray(random(4, 6, 5, 3))
     found = []
-    for norm in (BatchNorm(3, rngs=nnx.Rngs(0)), PlainNorm(3)):
+    for norm, how in ((BatchNorm(3, rngs=nnx.Rngs(0)), {"slope": slope}), (PlainNorm(3), {})):
         norm.scale[...], norm.bias[...] = jnp.asarray([0.5, 1.0, 2.0]), jnp.asarray([1.0, 0.0, -1.0])
         graph, params, rest = nnx.split(norm, nnx.Param, ...)
 
-        def loss(params, x, graph=graph, rest=rest):
+        def loss(params, x, graph=graph, rest=rest, how=how):
             norm = nnx.merge(graph, params, rest, copy=True)
             with jax.numpy_dtype_promotion("standard"):
-                y = jnp.tanh(norm(x))
+                y = norm(x, **how)
+            y = jnp.tanh((y if how else jax.nn.leaky_relu(y, slope)).astype(x.dtype).astype(jnp.float32))
             return (y * weights).sum(), (y, nnx.state(norm, nnx.BatchStat))
 
         found.append(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x))
     for ours, plain in zip(*map(jax.tree.leaves, found), strict=True):
         assert ours.dtype == plain.dtype
         size = np.abs(np.asarray(plain, np.float32)).max()
-        tolerance = 2**-8 if ours.dtype == jnp.bfloat16 else 1e-5
+        tolerance = 2**-8 if dtype == jnp.bfloat16 else 1e-5
         np.testing.assert_allclose(
             np.asarray(ours, np.float32), np.asarray(plain, np.float32), rtol=0, atol=tolerance * size
         )
