@@ -18,7 +18,7 @@ from clipsep_jax.config import Config
 from clipsep_jax.config_files import read_config
 from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, RecordSet
 from clipsep_jax.demo.toy.records import make_toy_records
-from clipsep_jax.evaluation.scores import Evaluation
+from clipsep_jax.evaluation.scores import evaluation_of
 from clipsep_jax.separation.separator import Separator
 from clipsep_jax.training.loop import train
 
@@ -50,7 +50,7 @@ def measure(name: str, folder: Path, steps: int, num_mixtures: int) -> dict[str,
     start = time.perf_counter()
     train(config, folder / name)
     minutes = (time.perf_counter() - start) / 60
-    evaluation = Evaluation(Separator.load(folder / name), RecordSet(folder / "records"), "test", num_mixtures)
+    evaluation = evaluation_of(Separator.load(folder / name), RecordSet(folder / "records"), "test", num_mixtures)
     summary, _ = evaluation.run()
     scores = {
         estimate: [round(line["sdr_mean"], 2), round(line["sdr_sem"], 2)]

@@ -17,6 +17,7 @@ from clipsep_jax.config import Config
 from clipsep_jax.config_files import read_config
 from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.data_prep.verify import verify
+from clipsep_jax.evaluation.protocols import listed_protocol
 from clipsep_jax.evaluation.scores import Evaluation
 from clipsep_jax.training.curves import read_metrics
 from clipsep_jax.training.loop import train
@@ -49,9 +50,12 @@ def test_an_old_model_gives_the_same_stems(system):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("system", ["labelsep", "bertsep", "pit"])  # those that need no encoder
-def test_an_old_model_gets_the_same_scores(system):
-    evaluation = Evaluation(clipsep_jax.load(OLD / "models" / system), RecordSet(OLD / "records"), "test", 3)
-    _, rows = evaluation.run(progress=False)
+def test_an_old_model_gets_the_same_scores(system, tmp_path):
+    records, old_rows = RecordSet(OLD / "records"), NUMBERS[system]["rows"]
+    path = tmp_path / "pairs.csv"
+    path.write_text("\n".join(["target,interferer", *(f"{row['target']},{row['interferer']}" for row in old_rows)]))
+    protocol = listed_protocol(f"pairs:{path}", records, records)
+    _, rows = Evaluation(clipsep_jax.load(OLD / "models" / system), protocol).run(progress=False)
     for row, old in zip(rows, NUMBERS[system]["rows"], strict=True):
         assert {name: row[name] for name in ("target", "interferer")} == {n: old[n] for n in ("target", "interferer")}
         for name in old.keys() - {"target", "interferer"}:

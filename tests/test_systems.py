@@ -12,7 +12,7 @@ import clipsep_jax
 from clipsep_jax.config import Config
 from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.errors import InputError
-from clipsep_jax.evaluation.scores import Evaluation
+from clipsep_jax.evaluation.scores import evaluation_of
 from clipsep_jax.queries.table import EmbeddingTable
 from clipsep_jax.training.curves import read_metrics
 from clipsep_jax.training.loop import train
@@ -64,7 +64,7 @@ def check(config: Config, workdir: Path) -> None:
     separation = separator.separate(waveform, queries)
     assert separation.stems.shape == (config.data.num_sources, 3000)
     np.testing.assert_allclose(separation.stems.sum(axis=0) + separation.residual, waveform, atol=1e-5)
-    summary, _ = Evaluation(separator, RecordSet(Path(config.data.records)), "test", 2).run(progress=False)
+    summary, _ = evaluation_of(separator, RecordSet(Path(config.data.records)), "test", 2).run(progress=False)
     assert all(np.isfinite(row["sdr_mean"]) for row in summary.values() if "sdr_mean" in row)
 
 

@@ -63,16 +63,23 @@ class ClipReader:
     query: QueryOf | None
     frames: bool = False
 
-    def __call__(self, record: Record | StoredRecord, rng: np.random.Generator | None) -> dict[str, Any]:
-        """Cuts a clip: at a random centre and gain from `rng`, or without it in the middle with gain 1."""
-        num_frames = self._num_frames(record)
+    def __call__(
+        self, record: Record | StoredRecord, rng: np.random.Generator | None, num_frames: int | None = None
+    ) -> dict[str, Any]:
+        """Cuts a clip: at a random centre and gain from `rng`, or without it in the middle with gain 1.
+
+        Args:
+            num_frames: where the middle is sought, in place of the record's own number of pictures.
+        """
+        num_stored = self._num_frames(record)
+        num_frames = num_frames or num_stored
         low, high = centre_range(num_frames, self.data.frame_margin)
         centre = max(1, num_frames // 2) if rng is None else int(rng.integers(low, high, endpoint=True))
         gain = 1.0 if rng is None else rng.uniform(self.data.gain_min, self.data.gain_max)
         middle = centre_samples(centre, self.spectrogram.sample_rate_hz)
         sound = crop_audio(record.audio, middle, self.spectrogram.num_samples)
         clip: dict[str, Any] = {"sources": sound, "gain": np.float32(gain)}
-        nearby = pictures_around(centre, num_frames, self.data.frames_per_clip)
+        nearby = pictures_around(centre, num_stored, self.data.frames_per_clip)
         if self.frames:
             if not record.frames:
                 raise InputError(f"{record.id} has no stored pictures; train with --config.query.source=embeddings.")

@@ -17,10 +17,10 @@ from clipsep_jax.demo.page import Example, write_report
 from clipsep_jax.demo.toy.records import make_toy_records
 from clipsep_jax.errors import InputError
 from clipsep_jax.evaluation.protocols import draw_mixtures, num_sources_of
-from clipsep_jax.evaluation.scores import Evaluation
+from clipsep_jax.evaluation.scores import Evaluation, evaluation_of
 from clipsep_jax.evaluation.tables import table, write_scores
 from clipsep_jax.files import write_json
-from clipsep_jax.metrics import METRICS
+from clipsep_jax.metrics import score
 from clipsep_jax.separation.separator import Separator
 from clipsep_jax.sound_files import write_sound
 from clipsep_jax.terminal import say
@@ -81,7 +81,7 @@ def run_demo(
     with watch.stage("train", "Training CLIPSep-NIT on sounds and pictures; text is not used"):
         train(config, out / "run")
     with watch.stage("evaluate", "Scoring on held-out mixtures"):
-        evaluation = Evaluation(Separator.load(out / "run"), records, "test", NUM_MIXTURES)
+        evaluation = evaluation_of(Separator.load(out / "run"), records, "test", NUM_MIXTURES)
         summary, rows = evaluation.run()
         write_scores(out / "scores", summary, rows)
     with watch.stage("separate", "Separating some of them"):
@@ -134,22 +134,25 @@ def _fall(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
 def separate_examples(evaluation: Evaluation, folder: Path) -> list[Example]:
     """Separates the first held-out mixtures of different targets, and writes what goes in and what comes out."""
     folder.mkdir(parents=True, exist_ok=True)
-    first = {evaluation.split.entries[drawn.target].label: drawn for drawn in reversed(evaluation.drawn)}
+    first = {mixture.clips[0].label: mixture for mixture in reversed(evaluation.protocol.mixtures)}
+    assert evaluation.model is not None
+    separator = evaluation.model.separator
     examples = []
     for number, drawn in enumerate(list(first.values())[:NUM_EXAMPLES]):
-        mixtures = evaluation.read([drawn])
+        mixtures = evaluation.reader.read([drawn])
         mixture, target = mixtures.mixture[0], mixtures.sources[0, 0]
         label, other = mixtures.labels[0]
-        queries = evaluation.queries(mixtures, evaluation.kinds[0])
+        queries = evaluation.model.queries(mixtures, evaluation.kinds[0])
         assert queries is not None
         # Through the same path as a user's file.
-        stems = evaluation.separator.separate(mixture, list(queries[0])).stems
+        stems = separator.separate(mixture, list(queries[0])).stems
         sounds = {"mixture": mixture, "target": target, "estimate": stems[0], "wrong query": stems[1]}
         files = {}
         for name, sound in sounds.items():
             files[name] = folder / f"{number}_{name.replace(' ', '_')}.wav"
-            write_sound(files[name], sound.astype(np.float32), evaluation.separator.sample_rate_hz)
+            write_sound(files[name], sound.astype(np.float32), separator.sample_rate_hz)
         heard = {name: sound for name, sound in sounds.items() if name != "target"}
-        scores = {m: {name: float(METRICS[m].score(target, sound)) for name, sound in heard.items()} for m in METRICS}
+        values = score(evaluation.ways.metrics, mixtures.sources[0], np.stack(list(heard.values())))
+        scores = {metric: dict(zip(heard, map(float, numbers), strict=True)) for metric, numbers in values.items()}
         examples.append(Example(label, other, sounds, files, scores, evaluation.config.spectrogram))
     return examples

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from clipsep_jax.config import SpectrogramConfig
-from clipsep_jax.evaluation.tables import lines_of
+from clipsep_jax.evaluation.tables import lines_of, metrics_of
 from clipsep_jax.metrics import CHIEF, METRICS
 from clipsep_jax.pages import finish_axes, html_image, html_table, plot_curve, save_figure, write_page
 from clipsep_jax.spectrogram_pictures import draw_sounds
@@ -52,6 +52,8 @@ Scores are of the target source, on held-out mixtures of two sounds.</p>
 _MEANING = {
     "mixture": "the mixture itself, unseparated",
     "ideal_binary_mask": "the true binary mask, which the network learns to predict",
+    "ideal_ratio_mask": "the share of the target in each bin",
+    "text_and_image": "queried by the mean of both",
     "text": "queried by the target's name",
     "image": "queried by the target's pictures",
     "wrong_query": "queried for the other sound",
@@ -61,19 +63,21 @@ _MEANING = {
 
 def _score_table(report: dict[str, Any]) -> str:
     titles, rows = ["estimate"], {line.estimate: [line.estimate] for line in lines_of(report, CHIEF)}
-    for name, metric in METRICS.items():
+    metrics = {name: METRICS[name] for name in metrics_of(report)}
+    for name, metric in metrics.items():
         titles += [f"{metric.title} mean ± s.e.", "median", "gain"]
         for line in lines_of(report, name):
             rows[line.estimate] += [f"{line.mean:.2f} ± {line.error:.2f}", f"{line.median:.2f}", f"{line.gain:+.2f}"]
     table = html_table([*titles, ""], [[*row, _MEANING.get(name, "")] for name, row in rows.items()])
-    units = ", ".join(f"{metric.title} in {metric.unit}" for metric in METRICS.values())
+    units = ", ".join(f"{metric.title} in {metric.unit}" for metric in metrics.values())
     return f"{table}<p>{report['mixture']['num']} mixtures; {units}.</p>"
 
 
 def _example_title(example: Example) -> str:
     parts = [f"<h3>{html.escape(example.label)} out of {html.escape(example.other)}</h3>"]
-    for name, metric in METRICS.items():
-        values = [f"{sound} {value:.1f} {metric.unit}" for sound, value in example.scores[name].items()]
+    for name, by_sound in example.scores.items():
+        metric = METRICS[name]
+        values = [f"{sound} {value:.1f} {metric.unit}" for sound, value in by_sound.items()]
         parts.append(f"<p>{metric.title}: {html.escape(', '.join(values))}.</p>")
     return "".join(parts)
 

@@ -1,178 +1,220 @@
 """Scores on held-out mixtures: how much of the target comes through for its query, and for the wrong one."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
-from clipsep_jax.data.clips import ClipReader
+from clipsep_jax.config import Config
 from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.errors import InputError
-from clipsep_jax.evaluation.protocols import DrawnMixture, Mixtures, draw_mixtures, num_sources_of
-from clipsep_jax.metrics import CHIEF, METRICS, summarise
-from clipsep_jax.mixing import binary_masks
-from clipsep_jax.queries.base import Query
-from clipsep_jax.queries.kinds import IMAGE, kind_of
+from clipsep_jax.evaluation.estimates import DEFAULT_WAYS, ModelWays, Ways, ceilings
+from clipsep_jax.evaluation.mixtures import MixtureReader, Mixtures, needs_pictures
+from clipsep_jax.evaluation.others import OtherSystem
+from clipsep_jax.evaluation.protocols import HeldOutMixture, Protocol, drawn_protocol, num_sources_of
+from clipsep_jax.evaluation.retrieval import Retrieval
+from clipsep_jax.metrics import CHIEF, METRICS, score, summarise
 from clipsep_jax.separation.separator import Separator
-from clipsep_jax.spectrogram import apply_masks, stft, warp
 
 BATCH = 8
+SILENCE = 1e-5  # sum of |x| up to which the official evaluation leaves a mixture out
 
-Scores = dict[str, dict[str, np.ndarray]]  # by way of estimation and metric, one number per mixture
+_NOT_WAYS = ("skipped", "protocol", "ways", "retrieval")  # keys of a summary beside the ways of estimation
+
+Scores = dict[str, dict[str, float]]  # of one mixture, by way of estimation and metric
+Row = dict[str, Any]
 
 
 class Evaluation:
-    """One model on one split.
+    """One model, or none, on the mixtures of a protocol, and estimates of other systems beside it.
 
     Attributes:
         kinds: of queries that are scored: "text" (where every clip has a label) and "image" for models of CLIP
             embeddings, "label" or "sentence" for models of those, "best_mask" for models without queries: the mask
             that fits the target best, an oracle.
-        drawn: the mixtures that `run` scores.
+        protocol: the mixtures that `run` scores.
     """
 
-    def __init__(self, separator: Separator, records: RecordSet, split: str, num_mixtures: int, seed: int = 0):
-        """Draws the mixtures, of as many sources as the model was trained with.
+    def __init__(
+        self,
+        separator: Separator | None,
+        protocol: Protocol,
+        ways: Ways = DEFAULT_WAYS,
+        others: Sequence[OtherSystem] = (),
+    ):
+        """Prepare to score.
 
         Raises:
-            InputError: the split is missing, too small, or without the labels that the model needs.
+            InputError: the clips lack the labels or pictures that the model needs, or the model what `ways` asks for.
         """
-        self.separator, self.config = separator, separator.config
-        trained_with = separator.model_dir.encoder
-        has_embeddings = bool(records.encoder and trained_with and records.encoder.sha256 == trained_with.sha256)
-        kind = kind_of(self.config)
-        frames = kind.has_encoder and not has_embeddings
-        self.split = records.split(split, with_frames=frames)
-        num_sources = num_sources_of(self.config)
-        if len(self.split) < num_sources:
-            raise InputError(
-                f"The split {split!r} of {records.folder} has too few clips for mixtures of {num_sources}."
-            )
-        self.drawn = draw_mixtures(self.split.entries, num_mixtures, num_sources, seed=seed)
-        self._kinds = {kind.score_name: kind for kind in kind.scored_by(self.split)}
-        self.kinds = tuple(self._kinds)
-        self._reads_images = IMAGE in self._kinds.values()
-        if self._reads_images:
-            self._reader = IMAGE.reader(self.config, records, "frames" if frames else "embeddings")
-        else:
-            self._reader = ClipReader(self.config.data, self.config.spectrogram, None)
-        self._length = self.config.spectrogram.hop_samples * (self.config.spectrogram.num_frames - 1)  # that is scored
-        self._embedded_frames: dict[int, np.ndarray] = {}
+        self.protocol, self.ways, self.others = protocol, ways, tuple(others)
+        self.config = separator.config if separator else Config()
+        self.reader = MixtureReader(self.config, protocol, separator)
+        self.model = ModelWays(separator, self.reader, ways) if separator else None
+        self.kinds = self.model.kinds if self.model else ()
+        self.retrieval = Retrieval(self.config.spectrogram)
+        taken = {"mixture", *_NOT_WAYS, *self.kinds}
+        for other in self.others:
+            if other.name in taken or "query" in other.name or other.name.startswith((*METRICS, "ideal_", "prompt_")):
+                raise InputError(f"{other.folder} has the name of another way of estimation; rename it.")
+            taken.add(other.name)
 
-    def read(self, drawn: Sequence[DrawnMixture]) -> Mixtures:
-        """Some of the mixtures, cut in the middle of their clips."""
-        records = [[self.split.clip(i) for i in mixture.clips] for mixture in drawn]
-        clips = [[self._reader(record, None) for record in row] for row in records]
-        sources = np.array([[clip["sources"] for clip in row] for row in clips], np.float32) / 32768
-        labels = [[record.label for record in row] for row in records]
-        images = None
-        if self._reads_images:
-            numbers = [mixture.clips for mixture in drawn]
-            images = np.array([list(map(self._image, *row)) for row in zip(numbers, clips, strict=True)])
-        return Mixtures(sources / sources.shape[1], labels, images)
+    def scores(self, mixtures: Mixtures) -> list[tuple[Scores, dict[str, str]]]:
+        """Of each mixture: every metric of each way to estimate the target, and why some ways are not counted."""
+        estimates = {"mixture": mixtures.mixture[:, None], **ceilings(mixtures, self.config.spectrogram)}
+        if self.model:
+            estimates |= self.model.estimates(mixtures, self.retrieval)
+        for other in self.others:
+            estimates[other.name] = other.read(mixtures.held_out, self.reader.num_samples)[:, None]
+        length = self.reader.num_scored
+        return [
+            self._scores({name: sounds[i, :, :length] for name, sounds in estimates.items()}, sources[:, :length])
+            for i, sources in enumerate(mixtures.sources)
+        ]
 
-    def _image(self, number: int, clip: dict) -> np.ndarray:
-        """The stored embedding of a clip's pictures, or else that of the model's encoder, made once per clip."""
-        if "query" in clip:
-            return clip["query"]
-        if number not in self._embedded_frames:
-            (self._embedded_frames[number],) = self._embed([clip["frames"]])
-        return self._embedded_frames[number]
-
-    def _embed(self, queries: Sequence[Query]) -> np.ndarray:
-        embedded = self.separator.embed(queries)
-        assert embedded is not None
-        return embedded
-
-    def queries(self, mixtures: Mixtures, kind: str) -> np.ndarray | None:
-        """What the model takes as queries for all sources, [B N Q] or [B N], or None."""
-        chosen = self._kinds[kind]
-        if chosen == IMAGE or chosen.scores_best_mask:
-            return mixtures.images
-        return np.stack([self._embed([chosen.query_of_label(label) for label in row]) for row in mixtures.labels])
-
-    def scores(self, mixtures: Mixtures) -> Scores:
-        """Every metric of the target in every mixture, for each way to estimate it.
-
-        A wrong query is one for another source of the mixture. Scores of several are averaged: unlike the best of
-        them, the mean does not rise with their number.
-        """
-        mixture = mixtures.mixture
-        scores = {
-            "mixture": self._score(mixtures, mixture),
-            "ideal_binary_mask": self._score(mixtures, self._ideal(mixtures)),
+    def _scores(
+        self, estimates: Mapping[str, Float[np.ndarray, "A L"]], sources: Float[np.ndarray, "N L"]
+    ) -> tuple[Scores, dict[str, str]]:
+        """The scores of one mixture."""
+        faults = {name: fault for name, sounds in estimates.items() if (fault := _fault(sounds, sources))}
+        by_model = estimates.keys() - {"mixture", *(other.name for other in self.others)} - faults.keys()
+        complete = [name for name in by_model if _has_silent_complement(estimates[name], sources)]
+        faults |= dict.fromkeys(complete, "silent complement")
+        if (np.abs(sources).sum(axis=-1) <= SILENCE).any():
+            return {}, dict.fromkeys(estimates, "silent source")
+        counted = [name for name in estimates if name not in faults]
+        values = score(self.ways.metrics, sources, np.concatenate([estimates[name] for name in counted]))
+        ends = np.cumsum([len(estimates[name]) for name in counted])
+        found = {
+            name: {
+                metric: float(numbers[end - len(estimates[name]) : end].mean()) for metric, numbers in values.items()
+            }
+            for name, end in zip(counted, ends, strict=True)
         }
-        for kind in self.kinds:
-            stems = np.asarray(self.separator.separate_clips(mixture, self.queries(mixtures, kind)))
-            each = [self._score(mixtures, stems[:, n]) for n in range(stems.shape[1])]
-            by_stem = {metric: np.stack([stem[metric] for stem in each]) for metric in each[0]}
-            if self._kinds[kind].scores_best_mask:
-                scores[kind] = {metric: values.max(axis=0) for metric, values in by_stem.items()}
-            else:
-                wrong = "wrong_query" if kind == self.kinds[0] else f"wrong_{kind}_query"
-                scores[kind] = {metric: values[0] for metric, values in by_stem.items()}
-                scores[wrong] = {metric: values[1:].mean(axis=0) for metric, values in by_stem.items()}
-        return scores
+        broken = [name for name, by_metric in found.items() if not np.isfinite(list(by_metric.values())).all()]
+        return found, faults | dict.fromkeys(broken, "no finite score")
 
-    def _score(self, mixtures: Mixtures, estimate: np.ndarray) -> dict[str, np.ndarray]:
-        target, estimate = mixtures.sources[:, 0, : self._length], estimate[:, : self._length]
-        return {name: np.asarray(metric.score(target, estimate)) for name, metric in METRICS.items()}
-
-    def _ideal(self, mixtures: Mixtures) -> np.ndarray:
-        """The target through its true binary mask: what a perfect prediction of the training target would give."""
-        spectrogram = self.config.spectrogram
-        mixed = stft(jnp.asarray(mixtures.mixture), spectrogram)
-        magnitude = warp(jnp.abs(stft(jnp.asarray(mixtures.sources[:, :1]), spectrogram)), spectrogram)
-        mask = binary_masks(magnitude, warp(jnp.abs(mixed) + 1e-10, spectrogram))
-        length = mixtures.sources.shape[-1]
-        return np.asarray(apply_masks(mask.astype(magnitude.dtype), mixed, spectrogram, length))[:, 0]
-
-    def run(self, *, progress: bool = True) -> tuple[dict[str, dict], list[dict]]:
+    def run(self, *, progress: bool = True) -> tuple[dict[str, dict], list[Row]]:
         """Summaries by way of estimation, and a row per mixture.
 
-        Mixtures cut where a source is silent are left out of the summaries and counted as `skipped`: there is nothing
-        to separate, and no SDR if the target or everything else is silent.
+        What has no score is not averaged: a mixture cut where a source is silent (`skipped`), and an estimate that is
+        silent, perfect or not finite (`not_counted`, by reason).
 
         Raises:
-            InputError: every mixture has a silent source, or the model gives values that are not finite.
+            InputError: nothing can be scored, or the model gives values that are not finite.
         """
-        rows: list[dict] = []
-        audible: list[bool] = []  # whether all sources of a row are
-        batches = [self.drawn[i : i + BATCH] for i in range(0, len(self.drawn), BATCH)]
-        for drawn in tqdm(batches, desc="evaluate", unit="batch", disable=not progress):
-            mixtures = self.read([*drawn, *[drawn[-1]] * (BATCH - len(drawn))])
-            scores = self.scores(mixtures)
-            rows += [self._row(mixture, scores, i) for i, mixture in enumerate(drawn)]
-            audible += [bool(row.any(axis=-1).all()) for row in mixtures.sources[: len(drawn), :, : self._length]]
-        kept = [row for row, is_audible in zip(rows, audible, strict=True) if is_audible]
-        return _summary(list(scores), kept) | {"skipped": {"num": len(rows) - len(kept)}}, rows
+        rows: list[Row] = []
+        mixtures = self.protocol.mixtures
+        batches = [mixtures[i : i + BATCH] for i in range(0, len(mixtures), BATCH)]
+        for batch in tqdm(batches, desc="evaluate", unit="batch", disable=not progress):
+            read = self.reader.read([*batch, *[batch[-1]] * (BATCH - len(batch))], num_real=len(batch))
+            found = self.scores(read)[: len(batch)]
+            rows += [_row(mixture, *each) for mixture, each in zip(batch, found, strict=True)]
+        return self._summary(rows), rows
 
-    def _row(self, mixture: DrawnMixture, scores: Scores, number: int) -> dict:
-        """The clips of a mixture by their ids, and its scores."""
-        target, *interferers = (self.split.entries[clip].id for clip in mixture.clips)
-        others = {"interferer": interferers[0]} if len(interferers) == 1 else {"interferers": interferers}
-        values = {
-            _column(estimate, metric): float(values[number])
-            for estimate, by_metric in scores.items()
-            for metric, values in by_metric.items()
+    def _summary(self, rows: Sequence[Row]) -> dict[str, dict]:
+        silent = sum("silent source" in row.get("not_counted", {}).values() for row in rows)
+        if silent == len(rows):
+            raise InputError("Every mixture has a silent source where it is cut; there is nothing to score.")
+        ways = list(dict.fromkeys(name for row in rows for name in row["ways"]))
+        by_way = {name: _summary_of(name, rows, self.ways.metrics) for name in ways}
+        broken = [name for name, row in by_way.items() if not row["num"]]
+        if broken:
+            raise InputError(
+                f"The estimates by {', '.join(broken)} cannot be scored ({', '.join(by_way[broken[0]]['not_counted'])} "
+                "in every mixture); if they are of a model, train again."
+            )
+        found = {"skipped": {"num": silent}, "protocol": self._described(), "ways": self._described_ways()}
+        return by_way | found | ({"retrieval": retrieval} if (retrieval := self.retrieval.summary()) else {})
+
+    def _described_ways(self) -> dict[str, Any]:
+        values = asdict(self.ways)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def _described(self) -> dict[str, Any]:
+        protocol = self.protocol
+        return {
+            "name": protocol.name,
+            "listed": protocol.num_listed,
+            "found": len(protocol.mixtures),
+            "missing": list(protocol.missing),
+            "sha256": protocol.sha256,
         }
-        return {"target": target, **others, **values}
 
 
-def _column(estimate: str, metric: str) -> str:
-    """The name in a row of the score of an estimate."""
-    return estimate if metric == CHIEF else f"{metric}_{estimate}"
+def evaluation_of(
+    separator: Separator,
+    records: RecordSet,
+    split: str,
+    num_mixtures: int,
+    *,
+    num_sources: int | None = None,
+    seed: int = 0,
+    ways: Ways = DEFAULT_WAYS,
+) -> Evaluation:
+    """A model on mixtures drawn from a split, by default of as many sources as it was trained with.
+
+    Raises:
+        InputError: the split is missing, too small, or without the labels that the model needs.
+    """
+    frames = needs_pictures(separator, [records])
+    num_sources = num_sources or num_sources_of(separator.config)
+    protocol = drawn_protocol(records, split, num_mixtures, num_sources, seed=seed, frames=frames)
+    return Evaluation(separator, protocol, ways)
 
 
-def _summary(estimates: Sequence[str], rows: Sequence[dict]) -> dict[str, dict]:
-    """Each metric's figures by way of estimation."""
-    if not rows:
-        raise InputError("Every mixture has a silent source where it is cut; there is nothing to score.")
-    broken = [name for name in estimates if not all(np.isfinite(row[_column(name, CHIEF)]) for row in rows)]
-    if broken:
-        raise InputError(f"The estimates by {', '.join(broken)} hold values that are not finite; train again.")
-    return {
-        name: summarise({metric: np.array([row[_column(name, metric)] for row in rows]) for metric in METRICS})
-        for name in estimates
+def _fault(estimates: Float[np.ndarray, "A L"], sources: Float[np.ndarray, "N L"]) -> str:
+    """Why a way to estimate the target of a mixture has no score; empty where it has one."""
+    if not np.isfinite(estimates).all():
+        return "not finite"
+    if (np.abs(estimates).sum(axis=-1) <= SILENCE).any():
+        return "silent estimate"
+    if (estimates == sources[0]).all(axis=-1).any():
+        return "identical to the target"
+    return ""
+
+
+def _has_silent_complement(estimates: Float[np.ndarray, "A L"], sources: Float[np.ndarray, "N L"]) -> bool:
+    """Whether a model let all through, for which the official evaluation has no score."""
+    return bool((np.abs(sources.sum(axis=0) - estimates).sum(axis=-1) <= SILENCE).any())
+
+
+def _row(mixture: HeldOutMixture, scores: Scores, faults: Mapping[str, str]) -> Row:
+    """The clips of a mixture by their ids, and its scores; null where a way is not counted."""
+    target, *interferers = mixture.ids
+    others = {"interferer": interferers[0]} if len(interferers) == 1 else {"interferers": interferers}
+    ways = list(dict.fromkeys([*scores, *faults]))
+    values = {
+        column(way, metric): None if way in faults else scores[way][metric]
+        for metric in next(iter(scores.values()), dict.fromkeys([CHIEF]))
+        for way in ways
     }
+    reasons = {"not_counted": dict(faults)} if faults else {}
+    return {"target": target, **others, "label": mixture.clips[0].label, "ways": ways, **values, **reasons}
+
+
+def column(way: str, metric: str) -> str:
+    """The name in a row of the score of an estimate."""
+    return way if metric == CHIEF else f"{metric}_{way}"
+
+
+def _summary_of(way: str, rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, Any]:
+    """Each metric's figures of one way, and of its improvement over the mixture, pair by pair."""
+    counted = [row for row in rows if row.get(column(way, metrics[0])) is not None]
+    reasons = Counter(row["not_counted"][way] for row in rows if way in row.get("not_counted", {}))
+    del reasons["silent source"]
+    values = {metric: np.array([row[column(way, metric)] for row in counted]) for metric in metrics}
+    if not counted:
+        return {"num": 0, "not_counted": dict(reasons)}
+    summary: dict[str, Any] = summarise(values)
+    for metric in metrics if way != "mixture" else ():
+        pairs = [(row[column(way, metric)], row.get(column("mixture", metric))) for row in counted]
+        gains = np.array([value - mixture for value, mixture in pairs if mixture is not None])
+        if len(gains):
+            of_gain = summarise({f"{metric}_gain": gains})
+            summary |= {name: of_gain[name] for name in of_gain if name != "num"}
+    return summary | ({"not_counted": dict(reasons)} if reasons else {})

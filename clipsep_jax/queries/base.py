@@ -165,14 +165,15 @@ class Kind:
         """
         return (self.chosen_by,)
 
-    def scored_by(self, split: RecordSplit) -> "tuple[Kind, ...]":
-        """The kinds of queries that a model of this kind is scored by on a split, the chief one first.
+    def scored_by(self, entries: Sequence[IndexEntry]) -> "tuple[Kind, ...]":
+        """The kinds of queries that a model of this kind is scored by on some clips, the chief one first.
 
         Raises:
-            InputError: the split cannot give such queries.
+            InputError: the clips cannot give such queries.
         """
-        if self.needs_labels and not all(entry.label for entry in split.entries):
-            raise InputError(f"The model is queried by labels, which some clips of {split.name!r} lack.")
+        unlabelled = next((entry.id for entry in entries if not entry.label), None)
+        if self.needs_labels and unlabelled is not None:
+            raise InputError(f"The model is queried by labels, which clips to score lack ({unlabelled} is one).")
         return (self,)
 
     @property

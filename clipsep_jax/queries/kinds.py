@@ -16,7 +16,7 @@ from PIL import Image as Pillow
 from clipsep_jax.config import Config
 from clipsep_jax.data.clips import QueryOf
 from clipsep_jax.data.index import IndexEntry
-from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, RecordSet, RecordSplit
+from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, RecordSet
 from clipsep_jax.errors import InputError
 from clipsep_jax.queries.base import Embedder, Kind, Query
 from clipsep_jax.queries.of_records import OfLabel, Stacked, mean_of_pictures
@@ -36,14 +36,11 @@ class Encoded(Kind):
         texts = chosen.needs_pictures and has_texts and all(entry.label for entry in entries)
         return (chosen, TEXT) if texts else (chosen,)
 
-    def scored_by(self, split: RecordSplit) -> tuple[Kind, ...]:
+    def scored_by(self, entries: Sequence[IndexEntry]) -> tuple[Kind, ...]:
         """Texts where every clip has a label, and pictures where every clip has some."""
-        possible = {
-            TEXT: all(entry.label for entry in split.entries),
-            IMAGE: all(entry.num_frames for entry in split.entries),
-        }
+        possible = {TEXT: all(entry.label for entry in entries), IMAGE: all(entry.num_frames for entry in entries)}
         if not any(possible.values()):
-            raise InputError(f"Clips of {split.name!r} have neither labels nor pictures to query the model by.")
+            raise InputError("The clips to score have neither labels nor pictures to query the model by.")
         return tuple(kind for kind, is_possible in possible.items() if is_possible)
 
     def embed(self, query: Query, by: Embedder) -> Float32[np.ndarray, " Q"]:

@@ -114,6 +114,13 @@ class Separator:
         batch = None if queries is None else jnp.asarray(queries)
         return _separate(*self._network, jnp.asarray(mixtures), batch, self.config.spectrogram)
 
+    def logits_of_clips(
+        self, mixtures: Float[np.ndarray, "B L"], queries: Float[np.ndarray, "B N Q"] | Int[np.ndarray, "B N"] | None
+    ) -> MaskLogits:
+        """Mask logits of clips of the training length, each by its own queries (see `embed`)."""
+        batch = None if queries is None else jnp.asarray(queries)
+        return _logits(*self._network, jnp.asarray(mixtures), batch, self.config.spectrogram)
+
     def mask_logits(
         self, magnitude: Float[AnyArray, "F T"], queries: Float[AnyArray, "N Q"] | Int[AnyArray, " N"] | None
     ) -> MaskLogits:
@@ -168,6 +175,21 @@ def _mask_logits(
     config: SpectrogramConfig,
 ) -> MaskLogits:
     return nnx.merge(graphdef, state)(log_warped_magnitude(magnitude, config), queries)
+
+
+@partial(jax.jit, static_argnames="config")
+def _logits(
+    graphdef: nnx.GraphDef, state: PyTree, mixtures: Float[Array, "B L"], queries: _Queries, config: SpectrogramConfig
+) -> MaskLogits:
+    return _mask_logits(graphdef, state, jnp.abs(stft(mixtures, config)), queries, config)
+
+
+@partial(jax.jit, static_argnames="config")
+def masked_clips(
+    masks: Float[Array, "B N K T"], mixtures: Float[Array, "B L"], config: SpectrogramConfig
+) -> Float[Array, "B N L"]:
+    """What masks let through of clips of the training length, within [-1, 1]."""
+    return jnp.clip(apply_masks(masks, stft(mixtures, config), config, mixtures.shape[-1]), -1, 1)
 
 
 @partial(jax.jit, static_argnames="config")

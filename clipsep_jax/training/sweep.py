@@ -23,7 +23,7 @@ from clipsep_jax.config import Config
 from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.evaluation.protocols import draw_mixtures, num_sources_of
-from clipsep_jax.evaluation.scores import Evaluation
+from clipsep_jax.evaluation.scores import evaluation_of
 from clipsep_jax.evaluation.tables import write_scores
 from clipsep_jax.files import read_json, write_json
 from clipsep_jax.model_dir import BEST_FOLDER
@@ -185,7 +185,7 @@ def _check_split(config: Config, records: RecordSet, split: str, num_mixtures: i
             f"{', '.join(records.splits)}, or --num-mixtures 0 for no scores."
         )
     clips = records.split(split)
-    kind_of(config).scored_by(clips)
+    kind_of(config).scored_by(clips.entries)
     draw_mixtures(clips.entries, num_mixtures, num_sources_of(config), seed=0)
 
 
@@ -210,7 +210,7 @@ def _score(workdir: Path, records: RecordSet, split: str, num_mixtures: int) -> 
         return {}
     say(f"Scoring {workdir.name}")
     try:
-        summary, rows = Evaluation(Separator.load(workdir), records, split, num_mixtures).run()
+        summary, rows = evaluation_of(Separator.load(workdir), records, split, num_mixtures).run()
     except InputError as error:  # a diverged member does not cost the others their report
         warnings.warn(f"{workdir.name} has no scores: {error}", InputWarning, stacklevel=2)
         return {}

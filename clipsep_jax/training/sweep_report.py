@@ -23,7 +23,14 @@ from clipsep_jax.training.members import GIVEN_UP_NAME, GivenUp
 PAGE_NAME = "sweep.html"
 
 _AVERAGED = ("loss", "mean_query_activation", "mean_noise_activation", "noise_level")
-_SCORED = ("text", "image", "label", "sentence", "best_mask")  # kinds of queries for the figures of scores
+_SCORED = (
+    "text",
+    "image",
+    "text_and_image",
+    "label",
+    "sentence",
+    "best_mask",
+)  # kinds of queries for the figures of scores
 _ON_CONSOLE = ("member", "given_up", "loss", "mean_noise_activation", "skipped_steps")  # with the means of _SCORED
 _LOG_SCALE_FROM = 30  # times the least value
 
@@ -73,7 +80,8 @@ def write_report(workdir: Path, options: Sequence[str], rows: Sequence[Row]) -> 
     pictures.append(save_figure(curves, workdir / "curves.png"))
     title = "Sweep over " + " and ".join(map(_short, options))
     shown = [name for name in _names(rows) if not name.endswith("_sem")]
-    scores = " and ".join(f"{metric.title} (in {metric.unit})" for metric in METRICS.values())
+    scored = [metric for name, metric in METRICS.items() if figures[name]]
+    scores = " and ".join(f"{metric.title} (in {metric.unit})" for metric in scored) or "scores"
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         "<p>All members were trained together, on the same batches from the same start. Losses and activations are "

@@ -1,5 +1,7 @@
 """Commands as a user types them: good input, bad input, exit codes, nothing half-written."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -134,12 +136,79 @@ def test_a_name_that_no_file_can_have_is_an_input_error(trained, tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_evaluate_prints_a_table(trained, clip_records, tmp_path, capsys):
-    arguments = ["--records", str(clip_records), "--num-mixtures", "4", "--out", str(tmp_path / "scores")]
+def test_evaluate_prints_a_table_and_compare_says_what_is_better(trained, clip_records, tmp_path, capsys):
+    out = tmp_path / "run" / "scores"
+    arguments = ["--records", str(clip_records), "--num-mixtures", "6", "--out", str(out)]
     assert main(["evaluate", "--model", str(trained), *arguments]) == 0
     output = capsys.readouterr().out
-    assert "ideal_binary_mask" in output
+    assert "ideal_binary_mask (oracle)" in output
+    assert "An oracle knows the true sources" in output
+    for title in ("SDR mean", "SI-SDR mean", "SDR (BSS Eval v3) mean", "SIR mean", "SAR mean"):
+        assert title in output
+    assert "queries let more of their own source through" in output
     assert output.strip().endswith("scores.json.")
+    assert {"out_against_in.png", "histogram.png", "by_label.png", "confusion_text.png"} <= {
+        path.name for path in out.iterdir()
+    }
+    assert main(["compare", f"{out}:ideal_binary_mask", f"{out}:text", "--out", str(tmp_path / "compared")]) == 0
+    output = capsys.readouterr().out
+    assert "run:ideal_binary_mask is better than run:text" in output
+    assert (tmp_path / "compared" / "compare.tex").is_file()
+    assert main(["compare", f"{out}:text", f"{out}:image", "--metric", "sir", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "system,SIR mean (dB),s.e.,median,mixtures"
+
+
+@pytest.mark.slow
+def test_other_systems_are_scored_on_exported_mixtures(trained, clip_records, tmp_path, capsys):
+    """An estimate that is the mixture gets the mixture's score."""
+    drawn = ["--records", str(clip_records), "--num-mixtures", "4"]
+    assert main(["evaluate", "--model", str(trained), *drawn, "--export-mixtures", str(tmp_path / "mixtures")]) == 0
+    assert "4 mixtures are in" in capsys.readouterr().out
+    index = json.loads((tmp_path / "mixtures" / "mixtures.json").read_text())
+    assert [len(line["interferers"]) for line in index["mixtures"]] == [1] * 4
+    shutil.copytree(tmp_path / "mixtures", tmp_path / "theirs")
+    out, metrics = tmp_path / "scores", ["--metrics", "si_sdr,sir"]
+    command = ["evaluate", "--model", str(trained), *drawn, "--estimates", str(tmp_path / "theirs"), *metrics]
+    assert main([*command, "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in (out / "mixtures.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+    for row in rows:
+        assert row["si_sdr_theirs"] == pytest.approx(row["si_sdr_mixture"], abs=1e-4)
+        assert row["sir_theirs"] == pytest.approx(row["sir_mixture"], abs=1e-4)
+    path = tmp_path / "theirs" / index["mixtures"][0]["file"]
+    sound, rate = soundfile.read(path)
+    for broken, words in (((sound[:-1], rate), "samples at 16000 Hz"), ((sound, 8000), "at 8000 Hz")):
+        soundfile.write(path, *broken)
+        capsys.readouterr()
+        assert words in refuses(capsys, *command)
+    soundfile.write(path, np.full_like(sound, np.nan), rate, subtype="FLOAT")
+    assert main(command) == 0
+    assert "theirs: 1 not counted (not finite)." in capsys.readouterr().out
+    path.unlink()
+    assert "needs an estimate of each mixture" in refuses(capsys, *command)
+
+
+def test_wrong_choices_of_evaluate_and_compare_are_refused(trained, clip_records, tmp_path, capsys):
+    with_model = ["evaluate", "--model", str(trained), "--records", str(clip_records)]
+    templates = tmp_path / "templates.txt"
+    templates.write_text("a photo of {}\na photo\n")
+    for arguments, words in (
+        (["evaluate", "--records", str(clip_records)], "nothing to score"),
+        (["evaluate", "--model", str(trained)], "Give --records, or both --targets and --interferers"),
+        ([*with_model, "--targets", str(clip_records)], "Give --records, or both"),
+        ([*with_model, "--protocol", "music"], "no protocol 'music'"),
+        ([*with_model, "--protocol", "music+"], "No pair of music+ has both clips"),
+        ([*with_model, "--metrics", "sdr,snr"], "no metric 'snr'; give some of sdr, si_sdr"),
+        ([*with_model, "--prompt", "a photo"], "must hold {} once"),
+        ([*with_model, "--prompts", str(templates)], "'a photo' must hold {} once"),
+        ([*with_model, "--prompt", "{}", "--prompts", str(templates)], "either --prompt or --prompts"),
+        ([*with_model, "--num-sources", "1"], "at least 2 sources"),
+        ([*with_model, "--estimates", str(tmp_path / "none")], "There is no folder"),
+        (["compare", str(tmp_path)], "at least two different ones"),
+        (["compare", str(tmp_path), str(tmp_path / "b")], "There is no"),
+        (["compare", "a", "b", "--metric", "snr"], "no metric 'snr'"),
+    ):
+        assert words in refuses(capsys, *arguments), arguments
 
 
 def test_info_says_what_a_model_is(trained, capsys):

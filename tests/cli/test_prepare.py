@@ -12,7 +12,7 @@ from clipsep_jax.cli import prepare as commands
 from clipsep_jax.cli.main import main
 from clipsep_jax.data.record_set import RecordSet, read_manifest
 from clipsep_jax.errors import InputError
-from clipsep_jax.evaluation.scores import Evaluation
+from clipsep_jax.evaluation.scores import evaluation_of
 from clipsep_jax.separation.separator import Separator
 from clipsep_jax.training.loop import train
 from tests.data_prep.fakes import files_of
@@ -263,7 +263,7 @@ def test_text_queries_are_learned_from_recordings_alone(command, recordings, cli
     with pytest.raises(InputError, match="4 clips of the split 'train' have no pictures"):
         train(config, tmp_path / "image")
     train(replace(config, query=replace(config.query, kind="text")), tmp_path / "text")
-    evaluation = Evaluation(Separator.load(tmp_path / "text"), RecordSet(out), "test", num_mixtures=2)
+    evaluation = evaluation_of(Separator.load(tmp_path / "text"), RecordSet(out), "test", num_mixtures=2)
     assert evaluation.kinds == ("text",)
     summary, _ = evaluation.run()
     assert np.isfinite(summary["text"]["sdr_mean"])

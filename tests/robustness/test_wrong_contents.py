@@ -15,7 +15,7 @@ from clipsep_jax.data_prep.embed_set import embed_record_set
 from clipsep_jax.data_prep.verify import verify
 from clipsep_jax.encoders.clip import load_clip
 from clipsep_jax.errors import InputError, InputWarning
-from clipsep_jax.evaluation.scores import Evaluation
+from clipsep_jax.evaluation.scores import evaluation_of
 from clipsep_jax.queries.kinds import KINDS
 from tests.data.test_record import jpeg_of
 from tests.small import QUERY_SIZE, small_config
@@ -89,4 +89,4 @@ def test_evaluation_names_it(wrong, trained):
         manifest = read_manifest(folder)
         write_manifest(folder, replace(manifest, encoder=replace(manifest.encoder, sha256="1" * 64)))
     with pytest.raises(CorruptRecordError, match=re.escape(fault)):
-        Evaluation(clipsep_jax.load(trained), RecordSet(folder), "test", 12).run(progress=False)
+        evaluation_of(clipsep_jax.load(trained), RecordSet(folder), "test", 12).run(progress=False)
