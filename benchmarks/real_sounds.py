@@ -34,9 +34,11 @@ from clipsep_jax.demo.toy.mini_clip import train_mini_clip
 from clipsep_jax.encoders.clip import load_clip
 from clipsep_jax.evaluation.compare import Scored, compare, read_scored
 from clipsep_jax.evaluation.estimates import Ways
-from clipsep_jax.evaluation.protocols import drawn_protocol
+from clipsep_jax.evaluation.protocols import drawn_protocol, listed_protocol
 from clipsep_jax.evaluation.scores import Evaluation
 from clipsep_jax.evaluation.tables import write_scores
+from clipsep_jax.metrics import sdr
+from clipsep_jax.queries.prompts import DEFAULT_TEMPLATE
 from clipsep_jax.queries.table import EmbeddingTable
 from clipsep_jax.separation.separator import Separator
 from clipsep_jax.training.loop import train
@@ -45,7 +47,7 @@ SYSTEMS = {
     "esc10": {"pit": "best_mask", "labelsep": "label", "bertsep": "sentence", "clipsep_text": "text"},
     "photos": {"labelsep": "label", "clipsep": "text", "clipsep_hybrid": "text", "clipsep_nit": "text"},
 }
-NUM_MIXTURES = {"esc10": 240, "photos": 156}
+NUM_MIXTURES = 240  # of ESC-10
 ENCODER_STEPS = 600
 
 
@@ -130,13 +132,48 @@ def run_one(name: str, system: str, seed: int, records: RecordSet, work: Path, s
     start = time.perf_counter()
     train(read_config(f"{system}:toy", overrides), folder)
     minutes = (time.perf_counter() - start) / 60
-    protocol = drawn_protocol(records, "test", NUM_MIXTURES[name], 2, seed=0)
-    ways = Ways(metrics=("sdr", "si_sdr", "sir", "sar"))
-    summary, rows = Evaluation(Separator.load(folder), protocol, ways).run()
+    if name == "esc10":
+        protocol = drawn_protocol(records, "test", NUM_MIXTURES, 2, seed=0)
+    else:
+        protocol = listed_protocol(f"pairs:{seen_labels(records, work / name / 'pairs.csv')}", records, records)
+    ways = Ways(metrics=("sdr", "si_sdr", "sir", "sar"), prompts=(DEFAULT_TEMPLATE,) if _has_texts(system) else ())
+    evaluation = Evaluation(Separator.load(folder), protocol, ways)
+    summary, rows = evaluation.run()
+    if name == "photos" and system != "labelsep":
+        add_seen_photos(evaluation, records, rows)
     write_scores(folder / "scores", summary, rows)
     facts = {"minutes": round(minutes, 1), "summary": summary}
     done.write_text(json.dumps(facts))
     return facts
+
+
+def _has_texts(system: str) -> bool:
+    return system.startswith("clipsep")
+
+
+def seen_labels(records: RecordSet, path: Path) -> Path:
+    """The list of all pairs of test clips whose labels were trained on."""
+    trained = {entry.label for entry in records.split("train").entries}
+    clips = [entry for entry in records.split("test").entries if entry.label in trained]
+    rows = [(a.id, b.id) for a in clips for b in clips if a.label != b.label]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("target", "interferer"), *rows])
+    return path
+
+
+def add_seen_photos(evaluation: Evaluation, records: RecordSet, rows: list[dict[str, Any]]) -> None:
+    """Adds scores of queries by a training clip's picture of the same label to the rows of an evaluation."""
+    train_split = records.split("train", with_frames=False)
+    number_of = {entry.label: number for number, entry in reversed(list(enumerate(train_split.entries)))}
+    assert evaluation.model is not None
+    for row, mixture in zip(rows, evaluation.protocol.mixtures, strict=True):
+        read = evaluation.reader.read([mixture])
+        stored = [train_split.clip(number_of[clip.label]).frame_embeddings for clip in mixture.clips]
+        queries = np.stack([np.asarray(embeddings[:]).mean(axis=0) for embeddings in stored])[None]
+        stems = np.asarray(evaluation.model.separator.separate_clips(read.mixture, queries))
+        length = evaluation.reader.num_scored
+        row["image_of_seen_photo"] = float(sdr(read.sources[0, 0, :length], stems[0, 0, :length]))
+        row["ways"].append("image_of_seen_photo")
 
 
 def averaged(scored: Sequence[Scored], name: str) -> Scored:
@@ -155,7 +192,8 @@ def report(name: str, work: Path, seeds: int, steps: int, facts: dict[str, list[
     for system, paths in folders.items():
         ways = facts[system][0]["summary"]
         chief = SYSTEMS[name][system]
-        for way in [way for way in (chief, "image", "wrong_query") if way in ways]:
+        more = ("image_of_seen_photo",) if name == "photos" and system != "labelsep" else ()
+        for way in [chief, *more, *(way for way in ("image", "wrong_query") if way in ways)]:
             scored = [read_scored(path, way) for path in paths]
             label = system if way == chief else f"{system}, {way.replace('_', ' ')}"
             systems.append(averaged(scored, label))

@@ -73,13 +73,12 @@ class Difference:
     @property
     def sentence(self) -> str:
         """What the figures say."""
-        interval = f"{self.low:+.2f} to {self.high:+.2f} dB, {self.num} mixtures"
+        sign, better, worse = (1, self.first, self.second) if self.mean >= 0 else (-1, self.second, self.first)
+        low, high = sorted((sign * self.low, sign * self.high))
+        figures = f"{abs(self.mean):.2f} dB (95% interval {low:+.2f} to {high:+.2f}, {self.num} mixtures"
         if not self.is_real:
-            return f"{self.first} and {self.second} cannot be told apart: {self.mean:+.2f} dB ({interval})."
-        better, worse = (self.first, self.second) if self.mean > 0 else (self.second, self.first)
-        return (
-            f"{better} is better than {worse}: {abs(self.mean):.2f} dB ({interval}; sign test p = {self.sign_p:.2g})."
-        )
+            return f"{self.first} and {self.second} cannot be told apart: {better} leads by {figures})."
+        return f"{better} is better than {worse}: {figures}; sign test p = {self.sign_p:.2g})."
 
 
 def read_scored(path: Path, way: str | None, metric: str = CHIEF) -> Scored:

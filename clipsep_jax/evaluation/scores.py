@@ -23,7 +23,7 @@ from clipsep_jax.separation.separator import Separator
 BATCH = 8
 SILENCE = 1e-5  # sum of |x| up to which the official evaluation leaves a mixture out
 
-_NOT_WAYS = ("skipped", "protocol", "ways", "retrieval")  # keys of a summary beside the ways of estimation
+_NOT_WAYS = ("skipped", "by_label", "protocol", "ways", "retrieval")  # keys of a summary beside the ways of estimation
 
 Scores = dict[str, dict[str, float]]  # of one mixture, by way of estimation and metric
 Row = dict[str, Any]
@@ -125,7 +125,13 @@ class Evaluation:
         broken = [name for name, row in by_way.items() if not row["num"] and "not finite" in row["not_counted"]]
         if broken:
             raise InputError(f"The estimates by {', '.join(broken)} hold values that are not finite; train again.")
-        found = {"skipped": {"num": silent}, "protocol": self._described(), "ways": self._described_ways()}
+        by_label = _by_label(rows, ways, self.ways.metrics[0])
+        found = {
+            "skipped": {"num": silent},
+            "by_label": by_label,
+            "protocol": self._described(),
+            "ways": self._described_ways(),
+        }
         return by_way | found | ({"retrieval": retrieval} if (retrieval := self.retrieval.summary()) else {})
 
     def _described_ways(self) -> dict[str, Any]:
@@ -198,6 +204,18 @@ def _row(mixture: HeldOutMixture, scores: Scores, faults: Mapping[str, str]) -> 
 def column(way: str, metric: str) -> str:
     """The name in a row of the score of an estimate."""
     return way if metric == CHIEF else f"{metric}_{way}"
+
+
+def _by_label(rows: Sequence[Row], ways: Sequence[str], metric: str) -> dict[str, Any]:
+    """The mean of a metric by label of the target and way, and the number of its mixtures."""
+    found: dict[str, Any] = {}
+    for label in sorted({row["label"] for row in rows}):
+        of_label = [row for row in rows if row["label"] == label]
+        values = {way: [row.get(column(way, metric)) for row in of_label] for way in ways}
+        counted = {way: [value for value in some if value is not None] for way, some in values.items()}
+        means = {way: float(np.mean(some)) for way, some in counted.items() if some}
+        found[label] = {"mixtures": len(of_label), f"{metric}_means": means}
+    return found
 
 
 def _summary_of(way: str, rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, Any]:

@@ -194,6 +194,10 @@ def test_run_scores_every_mixture_once(evaluation, tmp_path):
     assert json.loads(path.read_text()) == summary
     assert len((tmp_path / "scores" / "mixtures.jsonl").read_text().splitlines()) == 10
     assert "wrong_query" in table(summary)
+    by_label = summary["by_label"]
+    assert sum(line["mixtures"] for line in by_label.values()) == 10
+    of_buzz = [row["text"] for row in rows if row["label"] == "buzz"]
+    assert by_label["buzz"]["sdr_means"]["text"] == pytest.approx(np.mean(of_buzz))
 
 
 def test_unknown_split_is_refused(trained, clip_records):
