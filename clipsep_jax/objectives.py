@@ -60,7 +60,7 @@ def bce_of_summed_masks(query: Array, noise: Array, targets: Array) -> Array:
 
 
 def _logarithms_of_sum(query: Array, noise: Array) -> tuple[Array, Array]:
-    """Of the mask and of its rest, at least -100."""
+    """Of the mask, and of its rest, which is at least -100."""
     total, below = _total(query, noise)
     log_mask = jnp.where(below, jnp.logaddexp(jax.nn.log_sigmoid(query), jax.nn.log_sigmoid(noise)), 0.0)
     log_rest = jnp.log(-jnp.expm1(total)) + jax.nn.log_sigmoid(-query) + jax.nn.log_sigmoid(-noise)

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from clipsep_jax.files import atomic_write
 
@@ -44,7 +45,9 @@ def html_image(path: Path, folder: Path) -> str:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Writes a PNG; returns its path."""
+    """Writes a PNG, in which a label with dollar signs is no formula; returns its path."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=110)
     return path

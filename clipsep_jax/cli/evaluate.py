@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipsep_jax.cli.options import positive
+from clipsep_jax.cli.options import positive, seed
 from clipsep_jax.errors import InputError
 from clipsep_jax.terminal import say
 
@@ -41,18 +41,17 @@ def describe(parser: argparse.ArgumentParser) -> None:
         "or drawn (default)",
     )
     drawn = parser.add_argument_group("drawn mixtures")
-    drawn.add_argument("--split", default="test", help="which split of the records to draw from (default: test)")
-    drawn.add_argument("--num-mixtures", type=positive, default=256, metavar="N", help="how many (default: 256)")
+    drawn.add_argument("--split", metavar="NAME", help="which split of the records to draw from (default: test)")
+    drawn.add_argument("--num-mixtures", type=positive, metavar="N", help="how many (default: 256)")
     drawn.add_argument("--num-sources", type=positive, metavar="N", help="in each (default: as in training)")
-    drawn.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+    drawn.add_argument("--seed", type=seed, metavar="N", help="of the draw (default: 0)")
     ways = parser.add_argument_group("ways of estimation")
     ways.add_argument("--prompt", metavar="TEMPLATE", help="how a label becomes a text, such as 'a photo of {}'")
     ways.add_argument("--prompts", type=Path, metavar="FILE", help="templates, a line each: scored alone and averaged")
-    ways.add_argument("--masks", choices=("soft", "binary"), default="soft", help="binary: at 0.5 (default: soft)")
+    ways.add_argument("--masks", choices=("soft", "binary"), help="binary: at 0.5 (default: soft)")
     ways.add_argument(
         "--noise",
         choices=("off", "first", "oracle"),
-        default="off",
         help="noise masks added to a query's: first (as the official --pit), or the best one, by an oracle",
     )
     ways.add_argument("--metrics", metavar="NAMES", help="sdr, si_sdr, sdr_v3, sir, sar, by commas (default: all)")
@@ -75,6 +74,7 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
 
     if not (options.model or options.estimates or options.export_mixtures):
         raise InputError("There is nothing to score; give --model, or --estimates of other systems.")
+    _refuse_what_is_not_used(options)
     separator = Separator.load(options.model, download=options.download) if options.model else None
     protocol = _protocol(options, separator)
     if options.export_mixtures:
@@ -91,6 +91,19 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
         say(f"Scores and figures are beside {path}.")
 
 
+def _refuse_what_is_not_used(options: argparse.Namespace) -> None:
+    from clipsep_jax.evaluation.protocols import DRAWN
+
+    for is_so, names, when in (
+        (options.protocol != DRAWN, ("split", "num_mixtures", "num_sources", "seed"), f"--protocol {options.protocol}"),
+        (not options.model, ("prompt", "prompts", "masks", "noise"), "no --model"),
+        (options.export_mixtures, ("prompt", "prompts", "masks", "noise", "metrics", "estimates", "out"), "an export"),
+    ):
+        used = [name for name in names if getattr(options, name) not in (None, [])]
+        if is_so and used:
+            raise InputError(f"--{used[0].replace('_', '-')} does nothing with {when}; leave it out.")
+
+
 def _protocol(options: argparse.Namespace, separator: "Separator | None") -> "Protocol":
     from clipsep_jax.evaluation.mixtures import needs_pictures
     from clipsep_jax.evaluation.protocols import DRAWN, drawn_protocol, listed_protocol, num_sources_of
@@ -104,7 +117,14 @@ def _protocol(options: argparse.Namespace, separator: "Separator | None") -> "Pr
     num_sources = options.num_sources or (num_sources_of(separator.config) if separator else 2)
     if num_sources < 2:
         raise InputError("A mixture has at least 2 sources; give another --num-sources.")
-    return drawn_protocol(targets, options.split, options.num_mixtures, num_sources, seed=options.seed, frames=frames)
+    return drawn_protocol(
+        targets,
+        options.split or "test",
+        options.num_mixtures or 256,
+        num_sources,
+        seed=options.seed or 0,
+        frames=frames,
+    )
 
 
 def _record_sets(options: argparse.Namespace) -> "tuple[RecordSet, RecordSet]":
@@ -130,4 +150,5 @@ def _ways(options: argparse.Namespace) -> "Ways":
     if options.prompt and options.prompts:
         raise InputError("Give either --prompt or --prompts.")
     prompts = read_templates(options.prompts) if options.prompts else (options.prompt,) if options.prompt else ()
-    return Ways(tuple(dict.fromkeys(names)), prompts, bool(options.prompts), options.masks, options.noise)
+    chosen = {name: value for name in ("masks", "noise") if (value := getattr(options, name))}
+    return Ways(tuple(dict.fromkeys(names)), prompts, bool(options.prompts), **chosen)

@@ -20,6 +20,14 @@ def not_negative(text: str) -> int:
     return number
 
 
+def seed(text: str) -> int:
+    """A whole number of at most 63 bits."""
+    number = int(text)
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is below 0 or too large")
+    return number
+
+
 def add_mixture_options(parser: argparse.ArgumentParser, least: int) -> None:
     """Adds the choice of mixtures to score on; `least` is the smallest number allowed, 0 or 1."""
     number = positive if least else not_negative

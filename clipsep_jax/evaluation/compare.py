@@ -21,6 +21,8 @@ from clipsep_jax.metrics import CHIEF, METRICS
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+_FEWEST_GROUPS = 5  # fewer say nothing of how they spread
+_ROUNDING = 1e-9
 _WANTED_DIFFERENCE_DB = 0.3
 _POWER = 0.8  # with which it should be found
 
@@ -31,7 +33,8 @@ class Scored:
 
     Attributes:
         name: for tables.
-        scores: by mixture, of those that are counted; a mixture is the ids of its clips, the target first.
+        scores: by mixture, of those that are counted; a mixture is the ids of its clips, the target first, and where
+            they are cut if its list says so.
         labels: of the targets.
     """
 
@@ -96,7 +99,7 @@ def read_scored(path: Path, way: str | None, metric: str = CHIEF) -> Scored:
         raise InputError(f"There is no {file}; give what `clipsep evaluate --out` wrote.")
     check_is_file(file, MOST_LIST_BYTES)
     rows = read_json_lines(file, "is not a file of scores; give what `clipsep evaluate --out` wrote.", dict)
-    ways = list(dict.fromkeys(way for row in rows for way in row.get("ways", ()) if isinstance(way, str)))
+    ways = list(dict.fromkeys(way for row in rows for way in _texts(row.get("ways"))))
     if not ways:
         raise InputError(f"{file} has no scores of mixtures; give what `clipsep evaluate --out` wrote.")
     way = way or next((each for each in ways if not each.startswith(("mixture", "ideal_"))), ways[0])
@@ -113,6 +116,11 @@ def read_scored(path: Path, way: str | None, metric: str = CHIEF) -> Scored:
     )
 
 
+def _texts(value: object) -> list[str]:
+    """A list of texts; empty where it is something else."""
+    return value if isinstance(value, list) and all(isinstance(text, str) for text in value) else []
+
+
 def _system(file: Path) -> str:
     """A name for tables: the folder, but not one that is just called scores."""
     folder = file.resolve().parent
@@ -120,16 +128,22 @@ def _system(file: Path) -> str:
 
 
 def _key(row: Mapping, file: Path) -> tuple[str, ...]:
-    ids = [row.get("target"), *(row.get("interferers") or [row.get("interferer")])]
-    if not all(isinstance(id, str) for id in ids):
+    """The ids of a mixture's clips, and where they are cut if a list says so."""
+    ids = _texts([row.get("target"), row["interferer"]] if "interferer" in row else None)
+    ids = ids or _texts([row.get("target"), *_texts(row.get("interferers"))])
+    if len(ids) < 2:
         raise InputError(f"{file} has a line without the ids of its clips; give what `clipsep evaluate --out` wrote.")
-    return tuple(ids)
+    return (*ids, str(row["cut_by"])) if "cut_by" in row else tuple(ids)
 
 
 def _number(value: object, file: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else np.nan
+    except OverflowError:
+        number = np.inf
+    if not np.isfinite(number):
         raise InputError(f"{file} has a score that is no finite number ({str(value)[:40]}); evaluate again.")
-    return float(value)
+    return number
 
 
 def common_mixtures(systems: Sequence[Scored]) -> list[tuple[str, ...]]:
@@ -189,22 +203,29 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """The 95% interval of the mean, by resampling mixtures, or labels with all their mixtures; studentised.
 
-    The bootstrap-t (Efron and Tibshirani, 1993, section 12.5): plain quantiles of resampled means are too narrow for
-    few mixtures.
+    Infinite where there are fewer than five of them. The bootstrap-t (Efron and Tibshirani, 1993, section 12.5): plain
+    quantiles of resampled means are too narrow for few mixtures.
     """
     groups = np.arange(len(differences)) if labels is None else np.unique(list(labels), return_inverse=True)[1]
     sums = np.bincount(groups, differences)
     counts = np.bincount(groups)
-    if len(sums) < 2:
+    if len(sums) < _FEWEST_GROUPS:
         return -np.inf, np.inf
     rng = np.random.default_rng(seed)
     mean, error = _mean_and_error(sums[None], counts[None])
+    if error[0] <= _ROUNDING * np.abs(differences).max():  # all alike
+        return float(mean[0]), float(mean[0])
     statistics = []
     for _ in range(0, resamples, 1000):  # bounds the memory
         drawn = rng.integers(0, len(sums), (min(1000, resamples), len(sums)))
         means, errors = _mean_and_error(sums[drawn], counts[drawn])
-        statistics.append((means - mean) / np.where(errors > 0, errors, np.inf))
-    low, high = np.quantile(np.concatenate(statistics), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = (means - mean) / errors
+        # One group, drawn again and again, has no spread: its mean is infinitely far off, unless it is the mean itself.
+        far = np.where(np.abs(means - mean) > _ROUNDING * error, np.copysign(np.inf, means - mean), 0.0)
+        statistics.append(np.where(errors > _ROUNDING * error, found, far))
+    ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    low, high = np.quantile(np.concatenate(statistics), ends, method="nearest")
     return float(mean[0] - high * error[0]), float(mean[0] - low * error[0])
 
 

@@ -1,8 +1,9 @@
 """A comparison as text, Markdown, LaTeX, CSV and JSON, and as figures."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ from clipsep_jax.metrics import METRICS, summarise
 from clipsep_jax.pages import save_figure
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
+_DIFFERENCE_NAMES = [field.name for field in fields(Difference)]
 _MOST_LABELS = 40  # that a figure can show
 _SUFFIXES = {"text": "txt", "markdown": "md", "latex": "tex"}
 
@@ -23,10 +25,11 @@ def text_of(kind: str, systems: Sequence[Scored], differences: Sequence[Differen
     if kind == "json":
         return encode_json(_facts(systems, differences, metric), 2).decode().rstrip()
     if kind == "csv":
-        return "\n".join(",".join(_quoted(cell) for cell in row) for row in [head, *rows])
-    if kind == "latex":
-        return _latex(rows, metric)
+        tables = [[head, *rows], [_DIFFERENCE_NAMES, *map(_difference_cells, differences)]]
+        return "\n\n".join("\n".join(",".join(map(_quoted, row)) for row in lines) for lines in tables)
     notes = [*_notes(systems), *(difference.sentence for difference in differences)]
+    if kind == "latex":
+        return "\n".join([_latex(rows, metric), *(f"% {note}" for note in notes)])
     notes += [
         f"To tell {difference.first} and {difference.second} apart where one is 0.3 dB better takes some "
         f"{difference.needed} mixtures like these."
@@ -48,6 +51,7 @@ def write_comparison(folder: Path, systems: Sequence[Scored], differences: Seque
             file.write((text_of(kind, systems, differences, metric) + "\n").encode())
     head, rows = _means(systems, metric)
     write_csv(folder / "compare.csv", head, rows)
+    write_csv(folder / "differences.csv", _DIFFERENCE_NAMES, map(_difference_cells, differences))
     write_json(folder / "compare.json", _facts(systems, differences, metric))
     save_figure(_spread(systems, metric), folder / "differences.png")
     if 1 < len({systems[0].labels[key] for key in common_mixtures(systems)}) <= _MOST_LABELS:
@@ -77,12 +81,30 @@ def _notes(systems: Sequence[Scored]) -> list[str]:
 
 
 def _facts(systems: Sequence[Scored], differences: Sequence[Difference], metric: str) -> dict:
-    head, rows = _means(systems, metric)
+    common = common_mixtures(systems)
     return {
         "metric": metric,
-        "systems": [dict(zip(head, row, strict=True)) for row in rows],
-        "differences": [asdict(each) | {"is_real": each.is_real, "sentence": each.sentence} for each in differences],
+        "mixtures": len(common),
+        "systems": [
+            {"name": system.name, "scored": len(system.scores)}
+            | summarise({metric: np.array([system.scores[key] for key in common])})
+            for system in systems
+        ],
+        "differences": [
+            {name: _or_none(value) for name, value in asdict(each).items()}
+            | {"is_real": each.is_real, "sentence": each.sentence}
+            for each in differences
+        ],
     }
+
+
+def _or_none(value: Any) -> Any:
+    """JSON knows no infinity."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _difference_cells(difference: Difference) -> list[str]:
+    return [f"{value:.4g}" if isinstance(value, float) else str(value) for value in asdict(difference).values()]
 
 
 def _quoted(cell: str) -> str:

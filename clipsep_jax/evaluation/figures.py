@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from clipsep_jax.evaluation.scores import column
-from clipsep_jax.evaluation.tables import lines_of, metrics_of
+from clipsep_jax.evaluation.tables import lines_of
 from clipsep_jax.metrics import METRICS
 from clipsep_jax.pages import save_figure
 
@@ -17,7 +17,7 @@ _MOST_LABELS = 40  # that a figure can show
 
 def write_figures(folder: Path, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     """The figures of an evaluation; returns their paths."""
-    metric = metrics_of(summary)[0]
+    metric = summary["ways"]["metrics"][0]
     ways = [line.estimate for line in lines_of(summary, metric) if line.estimate != "mixture"]
     values = {way: values_of(rows, way, metric) for way in ["mixture", *ways]}
     figures = {"out_against_in": scatter(values, metric), "histogram": histogram(values, metric)}

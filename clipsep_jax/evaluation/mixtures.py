@@ -67,7 +67,7 @@ class MixtureReader:
             source = "frames" if needs_pictures(separator, protocol.record_sets) else "embeddings"
             for records in protocol.record_sets:
                 self._reader = IMAGE.reader(config, records, source)
-        self._embedded_frames: dict[str, np.ndarray] = {}
+        self._embedded_frames: dict[HeldOutClip, np.ndarray] = {}
 
     def read(self, held_out: Sequence[HeldOutMixture], num_real: int | None = None) -> Mixtures:
         """Some of the mixtures, of which the first `num_real` count (default: all)."""
@@ -86,9 +86,9 @@ class MixtureReader:
         """The stored embedding of a clip's pictures, or else that of the model's encoder, made once per clip."""
         if "query" in read:
             return read["query"]
-        if clip.id not in self._embedded_frames:
+        if clip not in self._embedded_frames:
             assert self._separator is not None
             embedded = self._separator.embed([read["frames"]])
             assert embedded is not None
-            (self._embedded_frames[clip.id],) = embedded
-        return self._embedded_frames[clip.id]
+            (self._embedded_frames[clip],) = embedded
+        return self._embedded_frames[clip]

@@ -17,6 +17,7 @@ from clipsep_jax.files import atomic_write, check_is_file, write_json
 
 INDEX_NAME = "mixtures.json"
 _MOST_BYTES = 64 * 2**20
+_FORMATS = ("WAV", "WAVEX", "FLAC")
 
 
 def file_name(mixture: HeldOutMixture) -> str:
@@ -94,14 +95,17 @@ class OtherSystem:
         check_is_file(path, _MOST_BYTES)
         try:
             with path.open("rb") as file, soundfile.SoundFile(file) as sound:
-                if sound.format not in ("WAV", "WAVEX", "FLAC"):
-                    raise InputError(f"{path} is a file of the format {sound.format}; write wav files.")
-                found = (sound.samplerate, sound.frames, sound.channels)
-                if found != (SAMPLE_RATE_HZ, num_samples, 1):
-                    raise InputError(
-                        f"{path} has {sound.frames} samples at {sound.samplerate} Hz in {sound.channels} channels, but "
-                        f"the mixture has {num_samples} at {SAMPLE_RATE_HZ} Hz in 1; write estimates of its length."
-                    )
-                return sound.read(dtype="float32")
+                kind, found = sound.format, (sound.samplerate, sound.frames, sound.channels)
+                fits = kind in _FORMATS and found == (SAMPLE_RATE_HZ, num_samples, 1)
+                samples = sound.read(dtype="float32") if fits else None
         except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
             raise InputError(f"{path} cannot be read as a wav file ({str(error).rstrip('.')}).") from error
+        if kind not in _FORMATS:
+            raise InputError(f"{path} is a file of the format {kind}; write wav files.")
+        if samples is None:
+            rate, length, channels = found
+            raise InputError(
+                f"{path} has {length} samples at {rate} Hz in {channels} channels, but the mixture has {num_samples} "
+                f"at {SAMPLE_RATE_HZ} Hz in 1; write estimates of its length."
+            )
+        return samples

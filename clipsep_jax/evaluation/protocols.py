@@ -13,7 +13,9 @@ from clipsep_jax.config import Config
 from clipsep_jax.data.index import IndexEntry
 from clipsep_jax.data.record_set import RecordSet, RecordSplit
 from clipsep_jax.data_prep.decode.limits import MAX_SECONDS
+from clipsep_jax.data_prep.sources.audio import AUDIO_SUFFIXES
 from clipsep_jax.data_prep.sources.inputs import read_rows
+from clipsep_jax.data_prep.sources.videos import VIDEO_SUFFIXES
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import sha256_of
 from clipsep_jax.queries.prompts import DEFAULT_TEMPLATE, EVALUATION_PROMPTS
@@ -23,6 +25,8 @@ OFFICIAL = {"music+": "music-plus.csv", "vggsound-clean+": "vggsound-clean-plus.
 PAIRS_FOLDER = Path(__file__).parent / "pairs"
 FROM_FILE = "pairs:"  # before the path of a list
 
+_SUFFIXES = AUDIO_SUFFIXES | VIDEO_SUFFIXES
+_MOST_ROUNDS = 20  # of draws for each mixture that is asked for
 _COLUMNS = ("target", "interferer")
 _YOUTUBE_CLIP = re.compile(r"([\w-]{11})(_\d+(\.\d+)?){0,2}")  # ID, ID_START or ID_START_END
 
@@ -87,7 +91,7 @@ class Protocol:
 
     def __str__(self) -> str:
         if not self.sha256:
-            return f"{self.num_listed} mixtures {self.name}"
+            return f"{len(self.mixtures)} mixtures {self.name}"
         return f"{len(self.mixtures)} of {self.num_listed} pairs of {self.name} (sha256 {self.sha256[:12]})"
 
 
@@ -111,7 +115,7 @@ def drawn_protocol(
     mixtures = tuple(
         HeldOutMixture(tuple(HeldOutClip(clips, n, clips.entries[n].label) for n in row)) for row in numbers
     )
-    return Protocol(DRAWN, mixtures, len(mixtures), (), (DEFAULT_TEMPLATE,), "", (records,))
+    return Protocol(DRAWN, mixtures, num_mixtures, (), (DEFAULT_TEMPLATE,), "", (records,))
 
 
 def draw_mixtures(
@@ -121,7 +125,7 @@ def draw_mixtures(
 
     Targets cycle through the clips. Order and interferers follow from hashes of the clips' ids and the seed, so that a
     clip that is taken away changes only the mixtures that it was in. Clips without a label count as different from all
-    others.
+    others. No mixture comes twice, so few clips may give fewer mixtures than are asked for.
 
     Raises:
         InputError: there are not enough clips of different labels.
@@ -132,8 +136,10 @@ def draw_mixtures(
     codes = np.unique(labels, return_inverse=True)[1]
     codes = np.where([not label for label in labels], -1 - np.arange(len(labels)), codes)
     order = np.argsort(hashes, kind="stable")
-    drawn: list[tuple[int, ...]] = []
-    for turn in range(num_mixtures):
+    drawn: dict[tuple[int, ...], None] = {}
+    for turn in range(_MOST_ROUNDS * num_mixtures):
+        if len(drawn) == num_mixtures:
+            break
         clips = [int(order[turn % len(order)])]
         key = _mixed(hashes[clips], np.uint64(turn // len(order)))
         while len(clips) < num_sources:
@@ -142,8 +148,8 @@ def draw_mixtures(
             if not free.any():
                 _too_few_labels(labels, clips, num_sources)
             clips.append(int(np.argmin(np.where(free, _mixed(hashes, key), np.uint64(2**64 - 1)))))
-        drawn.append(tuple(clips))
-    return drawn
+        drawn[tuple(clips)] = None
+    return list(drawn)
 
 
 def _too_few_labels(labels: Sequence[str], clips: Sequence[int], num_sources: int) -> NoReturn:
@@ -164,10 +170,10 @@ def listed_protocol(name: str, targets: RecordSet, interferers: RecordSet, *, fr
 
     A list is a CSV file with the columns target and interferer (ids of clips), and maybe target_label,
     interferer_label, target_frames and interferer_frames. A clip whose id in the records is a path, or a YouTube id
-    with times, is found by its name.
+    with times, is found by its name too.
 
     Raises:
-        InputError: there is no such protocol, its list is malformed, or no pair's clips are there.
+        InputError: there is no such protocol, its list is malformed or ambiguous, or no pair's clips are there.
     """
     own = name.removeprefix(FROM_FILE) if name.startswith(FROM_FILE) else None
     if own is None and name not in OFFICIAL:
@@ -175,7 +181,9 @@ def listed_protocol(name: str, targets: RecordSet, interferers: RecordSet, *, fr
             f"There is no protocol {name!r}; give {', '.join(OFFICIAL)}, {DRAWN} or {FROM_FILE}FILE (a CSV file)."
         )
     path = Path(own) if own is not None else PAIRS_FOLDER / OFFICIAL[name]
-    sets = {"target": _by_key(targets, frames), "interferer": _by_key(interferers, frames)}
+    clips_of_targets = _clips_of(targets, frames)
+    others = clips_of_targets if interferers is targets else _clips_of(interferers, frames)
+    sets = {"target": clips_of_targets, "interferer": others}
     mixtures, missing, num_listed = [], dict[str, None](), 0
     for row, where in read_rows(path, _COLUMNS):
         clips = [_clip(row, role, found, where) for role, found in sets.items()]
@@ -183,6 +191,8 @@ def listed_protocol(name: str, targets: RecordSet, interferers: RecordSet, *, fr
         missing |= {row[role] or "": None for role, clip in zip(sets, clips, strict=True) if clip is None}
         if all(clips):
             mixtures.append(HeldOutMixture(tuple(clip for clip in clips if clip)))
+            if clips[0] == clips[1]:
+                raise InputError(f"{where}: {row['target']} is mixed with itself; name another interferer.")
     if not mixtures:
         example = next(iter(missing), "none")
         raise InputError(
@@ -193,34 +203,54 @@ def listed_protocol(name: str, targets: RecordSet, interferers: RecordSet, *, fr
     return Protocol(name, tuple(mixtures), num_listed, tuple(missing), EVALUATION_PROMPTS, sha256_of(path), record_sets)
 
 
-def _by_key(records: RecordSet, frames: bool) -> dict[str, tuple[RecordSplit, int]]:
-    """Where each clip is, by its id and by its name; a test split comes before others."""
-    found: dict[str, tuple[RecordSplit, int]] = {}
+_Place = tuple[RecordSplit, int]
+
+
+@dataclass(frozen=True)
+class _Clips:
+    """Where each clip of some records is, by its id, and by its name, which several may have."""
+
+    by_id: Mapping[str, _Place]
+    by_name: Mapping[str, Sequence[_Place]]
+
+    def find(self, id: str, where: str) -> _Place | None:
+        """The clip that a list names, or None."""
+        if id in self.by_id:
+            return self.by_id[id]
+        found = self.by_name.get(id, ())
+        if len(found) > 1:
+            ids = " and ".join(split.entries[number].id for split, number in found[:2])
+            raise InputError(f"{where}: {id} is the name of {ids}; list one of these.")
+        return found[0] if found else None
+
+
+def _clips_of(records: RecordSet, frames: bool) -> _Clips:
+    by_id: dict[str, _Place] = {}
+    by_name: dict[str, list[_Place]] = {}
     for name in sorted(records.splits, key=lambda name: name != "test"):
         split = records.split(name, with_frames=frames)
         for number, entry in enumerate(split.entries):
-            found.setdefault(entry.id, (split, number))
-            found.setdefault(_key(entry.id), (split, number))
-    return found
+            by_id.setdefault(entry.id, (split, number))
+            by_name.setdefault(_name(entry.id), []).append((split, number))
+    return _Clips(by_id, by_name)
 
 
-def _key(id: str) -> str:
+def _name(id: str) -> str:
     """The name of a clip whose id is a path; of YouTube's, without its times."""
-    name = PurePosixPath(id).stem
+    path = PurePosixPath(id)
+    name = path.stem if path.suffix.lower() in _SUFFIXES else path.name
     youtube = _YOUTUBE_CLIP.fullmatch(name)
     return youtube.group(1) if youtube else name
 
 
-def _clip(
-    row: Mapping[str, str | None], role: str, found: Mapping[str, tuple[RecordSplit, int]], where: str
-) -> HeldOutClip | None:
+def _clip(row: Mapping[str, str | None], role: str, clips: _Clips, where: str) -> HeldOutClip | None:
     id = (row[role] or "").strip()
     if not id:
         raise InputError(f"{where}: the column {role} is empty; name a clip.")
     frames = (row.get(f"{role}_frames") or "").strip()
     if frames and not (re.fullmatch(r"[0-9]{1,4}", frames) and 0 < int(frames) <= MAX_SECONDS):
         raise InputError(f"{where}: {frames!r} is not a number of pictures from 1 to {MAX_SECONDS}.")
-    place = found.get(id) or found.get(_key(id))
+    place = clips.find(id, where)
     if place is None:
         return None
     split, number = place

@@ -12,18 +12,22 @@ from tqdm import tqdm
 from clipsep_jax.config import Config
 from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.errors import InputError
-from clipsep_jax.evaluation.estimates import DEFAULT_WAYS, ModelWays, Ways, ceilings
+from clipsep_jax.evaluation.estimates import DEFAULT_WAYS, ModelWays, Ways, ceilings, is_oracle
 from clipsep_jax.evaluation.mixtures import MixtureReader, Mixtures, needs_pictures
 from clipsep_jax.evaluation.others import OtherSystem
 from clipsep_jax.evaluation.protocols import HeldOutMixture, Protocol, drawn_protocol, num_sources_of
 from clipsep_jax.evaluation.retrieval import Retrieval
 from clipsep_jax.metrics import CHIEF, METRICS, score, summarise
+from clipsep_jax.queries.kinds import KINDS
 from clipsep_jax.separation.separator import Separator
 
 BATCH = 8
 SILENCE = 1e-5  # sum of |x| up to which the official evaluation leaves a mixture out
 
-_NOT_WAYS = ("skipped", "by_label", "protocol", "ways", "retrieval")  # keys of a summary beside the ways of estimation
+# Beside the ways of estimation.
+_KEYS_OF_SUMMARY = ("skipped", "by_label", "protocol", "ways", "retrieval")
+_KEYS_OF_ROWS = ("target", "interferer", "interferers", "label", "ways", "cut_by", "not_counted")
+_TAKEN_BEGINNINGS = ("prompt_", "wrong_", *(f"{name}_" for name in METRICS))
 
 Scores = dict[str, dict[str, float]]  # of one mixture, by way of estimation and metric
 Row = dict[str, Any]
@@ -57,10 +61,16 @@ class Evaluation:
         self.model = ModelWays(separator, self.reader, ways) if separator else None
         self.kinds = self.model.kinds if self.model else ()
         self.retrieval = Retrieval(self.config.spectrogram)
-        taken = {"mixture", *_NOT_WAYS, *self.kinds}
+        taken = {
+            *_KEYS_OF_SUMMARY,
+            *_KEYS_OF_ROWS,
+            "mixture",
+            "text_and_image",
+            *(kind.score_name for kind in KINDS.values()),
+        }
         for other in self.others:
-            if other.name in taken or "query" in other.name or other.name.startswith((*METRICS, "ideal_", "prompt_")):
-                raise InputError(f"{other.folder} has the name of another way of estimation; rename it.")
+            if other.name in taken or is_oracle(other.name) or other.name.startswith(_TAKEN_BEGINNINGS):
+                raise InputError(f"{other.folder} has a name that scores use already; rename it.")
             taken.add(other.name)
 
     def scores(self, mixtures: Mixtures) -> list[tuple[Scores, dict[str, str]]]:
@@ -198,7 +208,9 @@ def _row(mixture: HeldOutMixture, scores: Scores, faults: Mapping[str, str]) -> 
         for way in ways
     }
     reasons = {"not_counted": dict(faults)} if faults else {}
-    return {"target": target, **others, "label": mixture.clips[0].label, "ways": ways, **values, **reasons}
+    cuts = [clip.num_frames for clip in mixture.clips]
+    places = {"cut_by": cuts} if any(cuts) else {}
+    return {"target": target, **others, "label": mixture.clips[0].label, **places, "ways": ways, **values, **reasons}
 
 
 def column(way: str, metric: str) -> str:

@@ -48,10 +48,15 @@ def metrics_of(summary: Mapping[str, Any]) -> list[str]:
     return [name for name in METRICS if lines_of(summary, name)]
 
 
+def ways_of(summary: Mapping[str, Any]) -> list[str]:
+    """The ways of estimation of a summary, those without a score too."""
+    return [name for name, row in summary.items() if "num" in row and name != "skipped"]
+
+
 def table(summary: dict[str, dict]) -> str:
     """The summary as text; what only an oracle can do is marked."""
     text: list[str] = []
-    names = list(dict.fromkeys(line.estimate for metric in METRICS for line in lines_of(summary, metric)))
+    names = ways_of(summary)
     width = max(20, *(len(_marked(name)) + 1 for name in names))
     for name in metrics_of(summary):
         metric = METRICS[name]

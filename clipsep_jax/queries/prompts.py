@@ -40,7 +40,7 @@ def read_templates(path: Path) -> tuple[str, ...]:
     """
     check_is_file(path, MOST_LIST_BYTES)
     try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file in UTF-8; save it as one.") from error
     if not lines:

@@ -186,6 +186,10 @@ def test_other_systems_are_scored_on_exported_mixtures(trained, clip_records, tm
     assert "theirs: 1 not counted (not finite)." in capsys.readouterr().out
     path.unlink()
     assert "needs an estimate of each mixture" in refuses(capsys, *command)
+    for name in ("target", "text_and_image", "best_mask", "sir_of_mine", "wrong_query"):
+        (tmp_path / name).mkdir()
+        command[command.index("--estimates") + 1] = str(tmp_path / name)
+        assert "has a name that scores use already" in refuses(capsys, *command)
 
 
 def test_wrong_choices_of_evaluate_and_compare_are_refused(trained, clip_records, tmp_path, capsys):
@@ -203,6 +207,9 @@ def test_wrong_choices_of_evaluate_and_compare_are_refused(trained, clip_records
         ([*with_model, "--prompts", str(templates)], "'a photo' must hold {} once"),
         ([*with_model, "--prompt", "{}", "--prompts", str(templates)], "either --prompt or --prompts"),
         ([*with_model, "--num-sources", "1"], "at least 2 sources"),
+        ([*with_model, "--protocol", "music+", "--seed", "1"], "--seed does nothing with --protocol music+"),
+        ([*with_model, "--export-mixtures", str(tmp_path / "m"), "--masks", "binary"], "--masks does nothing with an"),
+        (["evaluate", "--records", str(clip_records), "--estimates", "e", "--noise", "first"], "--noise does nothing"),
         ([*with_model, "--estimates", str(tmp_path / "none")], "There is no folder"),
         (["compare", str(tmp_path)], "at least two different ones"),
         (["compare", str(tmp_path), str(tmp_path / "b")], "There is no"),

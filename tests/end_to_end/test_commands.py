@@ -143,7 +143,7 @@ def test_no_process_that_reads_outlives_training(training, number, to_all, code)
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_a_read_that_hangs_ends_training_without_orphans(training):
     """A stopped worker, as on a disk that does not answer."""
-    process, workers = training("hanging", 1, "--config.train.hang_seconds=20")
+    process, workers = training("hanging", 1, "--config.train.hang_seconds=8")
     (worker,) = workers
     os.kill(worker, signal.SIGSTOP)
     try:

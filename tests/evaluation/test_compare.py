@@ -59,6 +59,18 @@ def test_labels_that_share_their_differences_widen_the_interval():
     assert bootstrap_interval(differences, ["one"] * 100) == (-math.inf, math.inf)
 
 
+def test_a_handful_of_mixtures_proves_nothing():
+    assert bootstrap_interval(np.array([0.5, 0.3])) == (-math.inf, math.inf)
+    (difference,) = compare([scored("a", [1, 2]), scored("b", [0.5, 1.7])])
+    assert not difference.is_real
+    assert json.loads(text_of("json", [scored("a", [1, 2]), scored("b", [0.5, 1.7])], [difference], "sdr"))
+    assert bootstrap_interval(np.full(9, 0.4)) == pytest.approx((0.4, 0.4))
+    rng = np.random.default_rng(0)
+    intervals = [bootstrap_interval(rng.normal(0.3, 1, 8), resamples=1000, seed=turn) for turn in range(300)]
+    assert np.mean([low <= 0.3 <= high for low, high in intervals]) > 0.9
+    assert np.median([high - low for low, high in intervals]) < 4
+
+
 def test_systems_that_differ_are_told_apart_where_their_means_overlap():
     """A better system by 0.3 dB on mixtures that spread over 8 dB."""
     rng = np.random.default_rng(0)
@@ -148,6 +160,9 @@ def test_scores_are_read_by_way_and_metric(tmp_path):
         ([{"some": "thing"}], "has no scores of mixtures"),
         ([ROW | {"text": "much"}], "score that is no finite number"),
         ([ROW | {"text": 1.0, "target": None}], "without the ids of its clips"),
+        ([{"target": "a", "interferers": 7, "ways": ["text"], "text": 1.0}], "without the ids of its clips"),
+        ([ROW | {"ways": 5}], "has no scores of mixtures"),
+        ([ROW | {"text": 10**400}], "score that is no finite number"),
         (["text"], "is not a file of scores"),
     ],
 )
@@ -164,21 +179,24 @@ def test_a_missing_file_is_refused(tmp_path):
 
 def test_every_format_tells_the_same(tmp_path):
     rng = np.random.default_rng(0)
-    base, labels = rng.normal(5, 8, 40), [f"label {i % 4}" for i in range(40)]
+    base, labels = rng.normal(5, 8, 40), [f"label $ {i % 4} $" for i in range(40)]
     systems = [scored("run_a:text", base + 1, labels), scored("b, the other", base, labels)]
     differences = compare(systems)
     texts = {kind: text_of(kind, systems, differences, "sdr") for kind in FORMATS}
     mean = f"{base.mean() + 1:.2f}"
-    assert all(mean in text for text in texts.values())
+    assert all(mean in texts[kind] for kind in FORMATS if kind != "json")
     assert texts["text"].splitlines()[0].split() == ["system", "SDR", "mean", "(dB)", "s.e.", "median", "mixtures"]
     assert differences[0].sentence in texts["text"]
     assert f"- {differences[0].sentence}" in texts["markdown"]
     assert r"run\_a:text & $" in texts["latex"]
     assert texts["csv"].splitlines()[2].startswith('"b, the other",')
+    assert texts["csv"].splitlines()[4].startswith("first,second,num,mean,low,high,")
+    assert f"% {differences[0].sentence}" in texts["latex"]
+    assert json.loads(texts["json"])["systems"][0]["sdr_mean"] == pytest.approx(base.mean() + 1)
     assert json.loads(texts["json"])["differences"][0]["is_real"] is True
     folder = write_comparison(tmp_path / "out", systems, differences, "sdr")
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        "compare.txt", "compare.md", "compare.tex", "compare.csv", "compare.json", "differences.png",
-        "differences_by_label.png",
+        "compare.txt", "compare.md", "compare.tex", "compare.csv", "differences.csv", "compare.json",
+        "differences.png", "differences_by_label.png",
     }  # fmt: skip
