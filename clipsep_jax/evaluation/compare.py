@@ -112,7 +112,7 @@ def read_scored(path: Path, way: str | None, metric: str = CHIEF) -> Scored:
     return Scored(
         f"{_system(file)}:{way}",
         {key: _number(row[name], file) for key, row in counted.items()},
-        {key: str(row.get("label", "")) for key, row in counted.items()},
+        {key: str(row.get("target_label", "")) for key, row in counted.items()},
     )
 
 

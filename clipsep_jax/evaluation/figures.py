@@ -21,7 +21,7 @@ def write_figures(folder: Path, summary: Mapping[str, Any], rows: Sequence[Mappi
     ways = [line.estimate for line in lines_of(summary, metric) if line.estimate != "mixture"]
     values = {way: values_of(rows, way, metric) for way in ["mixture", *ways]}
     figures = {"out_against_in": scatter(values, metric), "histogram": histogram(values, metric)}
-    labels = [row["label"] for row in rows]
+    labels = [row["target_label"] for row in rows]
     if 1 < len(set(labels)) <= _MOST_LABELS:
         figures["by_label"] = by_label(values, labels, metric)
     for way, found in summary.get("retrieval", {}).items():

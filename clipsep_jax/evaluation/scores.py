@@ -26,7 +26,7 @@ SILENCE = 1e-5  # sum of |x| up to which the official evaluation leaves a mixtur
 
 # Beside the ways of estimation.
 _KEYS_OF_SUMMARY = ("skipped", "by_label", "protocol", "ways", "retrieval")
-_KEYS_OF_ROWS = ("target", "interferer", "interferers", "label", "ways", "cut_by", "not_counted")
+_KEYS_OF_ROWS = ("target", "interferer", "interferers", "target_label", "ways", "cut_by", "not_counted")
 _TAKEN_BEGINNINGS = ("prompt_", "wrong_", *(f"{name}_" for name in METRICS))
 
 Scores = dict[str, dict[str, float]]  # of one mixture, by way of estimation and metric
@@ -92,7 +92,9 @@ class Evaluation:
         """The scores of one mixture."""
         faults = {name: fault for name, sounds in estimates.items() if (fault := _fault(sounds, sources))}
         by_model = estimates.keys() - {"mixture", *(other.name for other in self.others)} - faults.keys()
-        complete = [name for name in by_model if _has_silent_complement(estimates[name], sources)]
+        complete = [
+            name for name in by_model if not is_oracle(name) and _has_silent_complement(estimates[name], sources)
+        ]
         faults |= dict.fromkeys(complete, "silent complement")
         if (np.abs(sources).sum(axis=-1) <= SILENCE).any():
             return {}, dict.fromkeys(estimates, "silent source")
@@ -210,7 +212,15 @@ def _row(mixture: HeldOutMixture, scores: Scores, faults: Mapping[str, str]) -> 
     reasons = {"not_counted": dict(faults)} if faults else {}
     cuts = [clip.num_frames for clip in mixture.clips]
     places = {"cut_by": cuts} if any(cuts) else {}
-    return {"target": target, **others, "label": mixture.clips[0].label, **places, "ways": ways, **values, **reasons}
+    return {
+        "target": target,
+        **others,
+        "target_label": mixture.clips[0].label,
+        **places,
+        "ways": ways,
+        **values,
+        **reasons,
+    }
 
 
 def column(way: str, metric: str) -> str:
@@ -221,8 +231,8 @@ def column(way: str, metric: str) -> str:
 def _by_label(rows: Sequence[Row], ways: Sequence[str], metric: str) -> dict[str, Any]:
     """The mean of a metric by label of the target and way, and the number of its mixtures."""
     found: dict[str, Any] = {}
-    for label in sorted({row["label"] for row in rows}):
-        of_label = [row for row in rows if row["label"] == label]
+    for label in sorted({row["target_label"] for row in rows}):
+        of_label = [row for row in rows if row["target_label"] == label]
         values = {way: [row.get(column(way, metric)) for row in of_label] for way in ways}
         counted = {way: [value for value in some if value is not None] for way, some in values.items()}
         means = {way: float(np.mean(some)) for way, some in counted.items() if some}

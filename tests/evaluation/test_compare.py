@@ -134,7 +134,12 @@ def write_rows(folder, rows):
     return folder
 
 
-ROW = {"target": "a", "interferer": "b", "label": "dog", "ways": ["mixture", "ideal_binary_mask", "text", "image"]}
+ROW = {
+    "target": "a",
+    "interferer": "b",
+    "target_label": "dog",
+    "ways": ["mixture", "ideal_binary_mask", "text", "image"],
+}
 
 
 def test_scores_are_read_by_way_and_metric(tmp_path):

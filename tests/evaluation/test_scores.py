@@ -24,6 +24,8 @@ from clipsep_jax.training.sweep_report import summarise_member, text_table
 from clipsep_jax.training.sweep_report import write_report as write_sweep_report
 from tests.small import small_config
 
+OLD = Path(__file__).parents[1] / "old_files"
+
 
 @pytest.fixture(scope="module")
 def evaluation(trained, clip_records) -> Evaluation:
@@ -196,8 +198,18 @@ def test_run_scores_every_mixture_once(evaluation, tmp_path):
     assert "wrong_query" in table(summary)
     by_label = summary["by_label"]
     assert sum(line["mixtures"] for line in by_label.values()) == 10
-    of_buzz = [row["text"] for row in rows if row["label"] == "buzz"]
+    of_buzz = [row["text"] for row in rows if row["target_label"] == "buzz"]
     assert by_label["buzz"]["sdr_means"]["text"] == pytest.approx(np.mean(of_buzz))
+
+
+def test_scores_by_label_do_not_hide_labels():
+    """A way of estimation is called "label", too."""
+    evaluation = evaluation_of(Separator.load(OLD / "models" / "labelsep"), RecordSet(OLD / "records"), "test", 3)
+    summary, rows = evaluation.run(progress=False)
+    labels = {entry.label for entry in evaluation.protocol.mixtures[0].clips[0].split.entries}
+    assert {row["target_label"] for row in rows} <= labels
+    assert all(isinstance(row["label"], float) for row in rows)
+    assert set(summary["by_label"]) <= labels
 
 
 def test_unknown_split_is_refused(trained, clip_records):
