@@ -92,7 +92,9 @@ def _notes(summary: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     scored = protocol["found"] - skipped
     left_out = f", {skipped} with a silent source left out" if skipped else ""
     if not protocol["sha256"]:
-        return [*notes, f"{scored} mixtures{left_out}"]
+        fewer = protocol["listed"] - protocol["found"]
+        asked = f" ({protocol['listed']} asked for, but these clips make no more different ones)" if fewer else ""
+        return [*notes, f"{scored} mixtures{left_out}{asked}"]
     pairs = f"{protocol['listed']} pairs of {protocol['name']} (sha256 {protocol['sha256'][:12]})"
     notes.append(f"Scored {scored} of {pairs}{left_out}.")
     if missing := protocol["missing"]:
