@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipsep_jax.cli.options import positive, seed
+from clipsep_jax.cli.options import add_model_option, positive, seed
 from clipsep_jax.errors import InputError
 from clipsep_jax.terminal import say
 
@@ -24,12 +24,7 @@ DESCRIPTION = (
 
 def describe(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.add_argument("--model", type=Path, metavar="DIR", help="model directory or training workdir")
-    parser.add_argument(
-        "--download",
-        action="store_true",
-        help="fetch the query encoder that the model names from the Hugging Face Hub, if it is not on this machine",
-    )
+    add_model_option(parser, required=False)
     parser.add_argument("--records", type=Path, metavar="RECORDS", help="folder of records of all sources")
     parser.add_argument("--targets", type=Path, metavar="RECORDS", help="of the targets, where they are others")
     parser.add_argument("--interferers", type=Path, metavar="RECORDS", help="of what is mixed with them")

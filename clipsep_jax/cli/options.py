@@ -28,19 +28,23 @@ def seed(text: str) -> int:
     return number
 
 
-def add_mixture_options(parser: argparse.ArgumentParser, least: int) -> None:
-    """Adds the choice of mixtures to score on; `least` is the smallest number allowed, 0 or 1."""
-    number = positive if least else not_negative
-    none = "" if least else "; 0 for no scores"
+def add_mixture_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the choice of mixtures to score on, which may be none."""
     parser.add_argument("--split", default="test", help="which split of the records to score on (default: test)")
     parser.add_argument(
-        "--num-mixtures", type=number, default=256, metavar="N", help=f"how many mixtures (default: 256{none})"
+        "--num-mixtures",
+        type=not_negative,
+        default=256,
+        metavar="N",
+        help="how many mixtures (default: 256; 0 for no scores)",
     )
 
 
-def add_model_option(parser: argparse.ArgumentParser) -> None:
+def add_model_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds the choice of the model."""
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="model directory or training workdir")
+    parser.add_argument(
+        "--model", type=Path, required=required, metavar="DIR", help="model directory or training workdir"
+    )
     parser.add_argument(
         "--download",
         action="store_true",

@@ -28,7 +28,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
         help="an option of the objective or optimizer and its values, such as config.objective.regularizer=sum,ratio, "
         "instead of gamma or, with --gammas, in addition; repeatable: all combinations are trained",
     )
-    add_mixture_options(parser, least=0)
+    add_mixture_options(parser)
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -24,9 +24,6 @@ from clipsep_jax.spectrogram import apply_masks, stft, warp
 
 Stems = Float[np.ndarray, "B N L"]
 
-MASKS = ("soft", "binary")
-NOISE = ("off", "first", "oracle")
-
 _ORACLES = ("ideal_binary_mask", "ideal_ratio_mask", "best_mask")
 _ORACLE_NOISE = "_with_best_noise"
 

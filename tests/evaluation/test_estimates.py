@@ -76,8 +76,6 @@ def test_prompts_are_scored_alone_and_by_the_mean_of_their_embeddings(made):
 def test_binary_masks_are_cut_at_a_half(made):
     evaluation, mixtures, estimates = made(masks="binary")
     masks, _ = masks_of(evaluation, mixtures, evaluation.model.queries(mixtures, "text"))
-    median = jnp.median(masks)
-    assert 0 < float((masks > 0.5).mean()) < 1 or median != 0.5
     expected = through(evaluation, mixtures, (masks > 0.5).astype(masks.dtype))
     np.testing.assert_allclose(estimates["text"], expected, atol=1e-6)
 
