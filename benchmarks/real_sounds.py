@@ -34,7 +34,7 @@ from clipsep_jax.demo.toy.mini_clip import train_mini_clip
 from clipsep_jax.encoders.clip import load_clip
 from clipsep_jax.evaluation.compare import Scored, compare, read_scored
 from clipsep_jax.evaluation.estimates import Ways
-from clipsep_jax.evaluation.protocols import drawn_protocol, listed_protocol
+from clipsep_jax.evaluation.protocols import Protocol, drawn_protocol, listed_protocol
 from clipsep_jax.evaluation.scores import Evaluation
 from clipsep_jax.evaluation.tables import write_scores
 from clipsep_jax.metrics import sdr
@@ -49,10 +49,11 @@ SYSTEMS = {
 }
 NUM_MIXTURES = 240  # of ESC-10
 ENCODER_STEPS = 600
+PHOTO_OF_TRAINING = "image_of_a_training_photo"
 
 
-def begin_of(name: str) -> str:
-    return f"<!-- begin: written by `python -m benchmarks.real_sounds {name}` -->\n"
+def begin_of(command: str) -> str:
+    return f"<!-- begin: written by `python -m benchmarks.{command}` -->\n"
 
 
 def prepare(name: str, folder: Path, work: Path) -> RecordSet:
@@ -113,9 +114,13 @@ def sentence_table(labels: Sequence[str], path: Path) -> Path:
     return path
 
 
+def folder_of(name: str, system: str, seed: int, work: Path, steps: int) -> Path:
+    return work / name / f"{system}-{steps}-{seed}"
+
+
 def run_one(name: str, system: str, seed: int, records: RecordSet, work: Path, steps: int) -> dict[str, Any]:
     """Train and score one run, unless that is done."""
-    folder = work / name / f"{system}-{seed}"
+    folder = folder_of(name, system, seed, work, steps)
     done = folder / "done.json"
     if done.is_file():
         return json.loads(done.read_text())
@@ -137,12 +142,12 @@ def run_one(name: str, system: str, seed: int, records: RecordSet, work: Path, s
     if name == "esc10":
         protocol = drawn_protocol(records, "test", NUM_MIXTURES, 2, seed=0)
     else:
-        protocol = listed_protocol(f"pairs:{seen_labels(records, work / name / 'pairs.csv')}", records, records)
+        protocol = pairs_of_seen_labels(records, "test", work / name)
     ways = Ways(metrics=("sdr", "si_sdr", "sir", "sar"), prompts=(DEFAULT_TEMPLATE,) if _has_texts(system) else ())
     evaluation = Evaluation(Separator.load(folder), protocol, ways)
     summary, rows = evaluation.run()
     if name == "photos" and system != "labelsep":
-        add_seen_photos(evaluation, records, rows)
+        add_photos_of_training(evaluation, records, rows)
     write_scores(folder / "scores", summary, rows)
     facts = {"minutes": json.loads(taken.read_text()), "summary": summary}
     done.write_text(json.dumps(facts))
@@ -153,17 +158,18 @@ def _has_texts(system: str) -> bool:
     return system.startswith("clipsep")
 
 
-def seen_labels(records: RecordSet, path: Path) -> Path:
-    """The list of all pairs of test clips whose labels were trained on."""
-    trained = {entry.label for entry in records.split("train").entries}
-    clips = [entry for entry in records.split("test").entries if entry.label in trained]
-    rows = [(a.id, b.id) for a in clips for b in clips if a.label != b.label]
+def pairs_of_seen_labels(records: RecordSet, split: str, work: Path) -> Protocol:
+    """All pairs of a split's clips, one a label, of the labels that both training and test have."""
+    labels = {e.label for e in records.split("train").entries} & {e.label for e in records.split("test").entries}
+    entries = {entry.label: entry for entry in reversed(records.split(split).entries) if entry.label in labels}
+    ids = [entry.id for entry in sorted(entries.values(), key=lambda entry: entry.id)]
+    path = work / f"pairs_{split}.csv"
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("target", "interferer"), *rows])
-    return path
+        csv.writer(file).writerows([("target", "interferer"), *((a, b) for a in ids for b in ids if a != b)])
+    return listed_protocol(f"pairs:{path}", records, records)
 
 
-def add_seen_photos(evaluation: Evaluation, records: RecordSet, rows: list[dict[str, Any]]) -> None:
+def add_photos_of_training(evaluation: Evaluation, records: RecordSet, rows: list[dict[str, Any]]) -> None:
     """Adds scores of queries by a training clip's picture of the same label to the rows of an evaluation."""
     train_split = records.split("train", with_frames=False)
     number_of = {entry.label: number for number, entry in reversed(list(enumerate(train_split.entries)))}
@@ -174,8 +180,8 @@ def add_seen_photos(evaluation: Evaluation, records: RecordSet, rows: list[dict[
         queries = np.stack([np.asarray(embeddings[:]).mean(axis=0) for embeddings in stored])[None]
         stems = np.asarray(evaluation.model.separator.separate_clips(read.mixture, queries))
         length = evaluation.reader.num_scored
-        row["image_of_seen_photo"] = float(sdr(read.sources[0, 0, :length], stems[0, 0, :length]))
-        row["ways"].append("image_of_seen_photo")
+        row[PHOTO_OF_TRAINING] = float(sdr(read.sources[0, 0, :length], stems[0, 0, :length]))
+        row["ways"].append(PHOTO_OF_TRAINING)
 
 
 def averaged(scored: Sequence[Scored], name: str) -> Scored:
@@ -187,14 +193,16 @@ def averaged(scored: Sequence[Scored], name: str) -> Scored:
 
 def report(name: str, work: Path, seeds: int, steps: int, facts: dict[str, list[dict[str, Any]]]) -> str:
     """The table and what is certain, as Markdown."""
-    folders = {system: [work / name / f"{system}-{seed}" / "scores" for seed in range(seeds)] for system in facts}
+    folders = {
+        system: [folder_of(name, system, seed, work, steps) / "scores" for seed in range(seeds)] for system in facts
+    }
     first = next(iter(folders.values()))[0]
     systems = [averaged([read_scored(first, way)], way) for way in ("mixture", "ideal_ratio_mask", "ideal_binary_mask")]
     each_seed = {}
     for system, paths in folders.items():
         ways = facts[system][0]["summary"]
         chief = SYSTEMS[name][system]
-        more = ("image_of_seen_photo",) if name == "photos" and system != "labelsep" else ()
+        more = (PHOTO_OF_TRAINING,) if name == "photos" and system != "labelsep" else ()
         for way in [chief, *more, *(way for way in ("image", "wrong_query") if way in ways)]:
             scored = [read_scored(path, way) for path in paths]
             label = system if way == chief else f"{system}, {way.replace('_', ' ')}"
@@ -237,7 +245,7 @@ def main() -> None:
     text = report(options.name, work, options.seeds, options.steps, facts)
     if options.write:
         path = DOCS / "results.md"
-        path.write_text(replaced(path.read_text("utf-8"), text, begin_of(options.name)), "utf-8")
+        path.write_text(replaced(path.read_text("utf-8"), text, begin_of(f"real_sounds {options.name}")), "utf-8")
     print(text)
 
 

@@ -67,13 +67,13 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync(path.parent)  # so that the new name outlasts a power cut too
+        sync(path.parent)  # so that the new name outlasts a power cut too
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -106,7 +106,7 @@ def move_all(scratch: Path, folder: Path, last: str = "") -> None:
     """Move each file of a scratch folder into another, whole; the one named `last` after all others are there."""
     for path in sorted(scratch.iterdir(), key=lambda path: (path.name == last, path.name)):
         if path.suffix != ".partial":  # which a killed process left
-            _sync(path)
+            sync(path)
             os.replace(path, folder / path.name)
 
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, Complex, Float, Float32
 
 from clipsep_jax.config import SpectrogramConfig
 from clipsep_jax.structures import AnyArray
@@ -42,7 +42,12 @@ def stft(waveform: Float[Array, "*b L"], config: SpectrogramConfig) -> Complex[A
     num_frames = length // config.hop_samples + 1
     padded_length = (num_frames - 1) * config.hop_samples + config.fft_size
     padding = [(0, 0)] * (waveform.ndim - 1) + [(half, max(0, padded_length - half - length))]
-    frames = _split_into_hops(jnp.pad(waveform, padding)[..., :padded_length], config)
+    return stft_of_frames(jnp.pad(waveform, padding)[..., :padded_length], config)
+
+
+def stft_of_frames(signal: Float[Array, "*b L"], config: SpectrogramConfig) -> Complex[Array, "*b F T"]:
+    """Fourier transforms of the frames that lie within a signal of hop * (T - 1) + fft_size samples."""
+    frames = _split_into_hops(signal, config)
     spectrum = jnp.fft.rfft(frames * _along_last(hann_window(config.fft_size), frames))
     return jnp.swapaxes(spectrum, -1, -2)
 
@@ -57,15 +62,31 @@ def istft(spectrum: Complex[Array, "*b F T"], config: SpectrogramConfig, length:
         config: the same as for `stft`.
         length: samples to return; the natural length is hop * (T - 1).
     """
-    window, hop, half = hann_window(config.fft_size), config.hop_samples, config.fft_size // 2
-    frames = jnp.fft.irfft(jnp.swapaxes(spectrum, -1, -2), n=config.fft_size)
-    frames = frames * _along_last(window, frames)
-    num_frames = frames.shape[-2]
-    summed = _overlap_add(frames, hop)[..., half:]
-    squares = _overlap_add(jnp.broadcast_to(window**2, (num_frames, config.fft_size)), hop)[half:]
-    summed = summed / _along_last(jnp.where(squares > np.finfo(np.float32).tiny, squares, 1.0), summed)
+    half = config.fft_size // 2
+    summed = overlap_added(spectrum, config)[..., half:]
+    summed = summed / _along_last(divisors(squares_added(spectrum.shape[-1], config)[half:]), summed)
     missing = max(0, length - summed.shape[-1])
     return jnp.pad(summed, [(0, 0)] * (summed.ndim - 1) + [(0, missing)])[..., :length]
+
+
+def overlap_added(spectrum: Complex[Array, "*b F T"], config: SpectrogramConfig) -> Float[Array, "*b L"]:
+    """The windowed frames added up, not yet divided by `squares_added`: hop * (T - 1) + fft_size samples."""
+    frames = jnp.fft.irfft(jnp.swapaxes(spectrum, -1, -2), n=config.fft_size)
+    return _overlap_add(frames * _along_last(hann_window(config.fft_size), frames), config.hop_samples)
+
+
+def squares_added(num_frames: int, config: SpectrogramConfig) -> Float32[np.ndarray, " L"]:
+    """The squared windows of `overlap_added`, added up where they lie."""
+    total = np.zeros((num_frames - 1) * config.hop_samples + config.fft_size, np.float32)
+    parts = (hann_window(config.fft_size) ** 2).reshape(-1, config.hop_samples)
+    for number, part in enumerate(parts):
+        total[number * config.hop_samples :][: num_frames * config.hop_samples] += np.tile(part, num_frames)
+    return total
+
+
+def divisors(squares: Float32[np.ndarray, " L"]) -> Float32[np.ndarray, " L"]:
+    """What sums of windowed frames are divided by: one where no frame reaches."""
+    return np.where(squares > np.finfo(np.float32).tiny, squares, np.float32(1))
 
 
 def _overlap_add(frames: Array, hop: int) -> Array:
@@ -139,8 +160,16 @@ def warp(magnitude: Float[Array, "*b F T"], config: SpectrogramConfig) -> Float[
 
 
 def unwarp(mask: Float[Array, "*b K T"], config: SpectrogramConfig) -> Float[Array, "*b F T"]:
-    """Log to linear frequency, for masks."""
-    return _resample(mask, frequency_unwarp(config.num_bins, config.num_warped_bins))
+    """Log to linear frequency, for masks. Each row is made of two; a product of matrices takes ten times as long."""
+    matrix = frequency_unwarp(config.num_bins, config.num_warped_bins)
+    low = np.argmax(matrix > 0, axis=-1)
+    high = np.minimum(low + 1, matrix.shape[1] - 1)
+    bins = np.arange(len(matrix))
+    weights = matrix[bins, low], np.where(high > low, matrix[bins, high], 0)
+    shape = (*mask.shape[:-2], len(matrix), mask.shape[-1])
+    low_weight, high_weight = (jnp.broadcast_to(jnp.asarray(w, mask.dtype)[:, None], shape) for w in weights)
+    mask = _times_tridiagonal(mask, time_resample(mask.shape[-1]))
+    return low_weight * mask[..., low, :] + high_weight * mask[..., high, :]
 
 
 def apply_masks(

@@ -1,61 +1,70 @@
-"""A recording of any length through a separator of short clips: chunks that overlap by half and are cross-faded."""
+"""Where chunks lie on the one grid of frames of a recording, and how their masks are cross-faded.
 
-from collections.abc import Callable, Sequence
+Chunk k starts at frame k * hop. Weights of all chunks that cover a frame add up to one. A last chunk ends where the
+recording does, and takes the weight that the others leave.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Float32
-from tqdm import tqdm
+from jaxtyping import Float64
 
-CHUNKS_AT_ONCE = 4
-
-
-def chunk_starts(length: int, chunk: int) -> list[int]:
-    """Starts of chunks that overlap by half; the last one ends where the recording does."""
-    if length <= chunk:
-        return [0]
-    hop = (chunk + 1) // 2
-    return [*range(0, length - chunk, hop), length - chunk]
+EDGE_FRAMES = 4  # at both ends of a chunk, where the network knows least, that count only where nothing else lies
 
 
-def triangle(size: int) -> Float32[np.ndarray, " n"]:
-    """Cross-fading weights of a chunk, above zero everywhere."""
-    rise = np.arange(1, size + 1)
-    return (np.minimum(rise, rise[::-1]) / ((size + 1) // 2)).astype(np.float32)
+@dataclass(frozen=True)
+class ChunkPlan:
+    """Chunks of a fixed number of frames.
 
-
-def separate_in_chunks(
-    waveform: Float[np.ndarray, " L"],
-    chunk: int,
-    num_stems: int,
-    separate: Callable[[np.ndarray], np.ndarray],
-    *,
-    progress: bool = False,
-) -> Float32[np.ndarray, "N L"]:
-    """Separates a recording chunk by chunk, and adds the chunks up where they lie, weighted by `triangle`.
-
-    Args:
-        waveform: not empty; where it is shorter than a chunk, it is repeated to fill one, as in training.
-        chunk: samples of a chunk.
-        num_stems: how many stems `separate` gives, N.
-        separate: from CHUNKS_AT_ONCE chunks [B chunk] to their stems [B N chunk].
-        progress: show a bar on stderr.
+    Attributes:
+        num_frames: of a chunk, T.
+        overlap: the share of a chunk that the next one covers too.
+        fade: how a chunk's weight rises where two overlap.
     """
-    stems = np.zeros((num_stems, len(waveform)), np.float32)
-    total = np.zeros(len(waveform), np.float32)
-    starts, fade = chunk_starts(len(waveform), chunk), triangle(chunk)
-    for first in tqdm(range(0, len(starts), CHUNKS_AT_ONCE), unit="chunks", disable=not progress):
-        some = starts[first : first + CHUNKS_AT_ONCE]
-        for start, separated in zip(some, separate(_cut(waveform, some, chunk))[: len(some)], strict=True):
-            length = min(chunk, len(waveform) - start)
-            stems[:, start : start + length] += separated[:, :length] * fade[:length]
-            total[start : start + length] += fade[:length]
-    stems /= total
-    return stems
+
+    num_frames: int
+    overlap: float = 0.25
+    fade: Literal["linear", "cosine"] = "linear"
+
+    @property
+    def hop(self) -> int:
+        """Frames from the start of a chunk to that of the next."""
+        return self.num_frames - max(2, round(self.num_frames * self.overlap))
+
+    @property
+    def edge(self) -> int:
+        """Frames at the beginning of a chunk, but for the first, that have no weight."""
+        return min(EDGE_FRAMES, (self.num_frames - self.hop) // 4 or 1)
+
+    def weights(self, number: int) -> Float64[np.ndarray, " T"]:
+        """The weights of a chunk that another one follows."""
+        return _weights(self, min(number, -(-self.num_frames // self.hop)))
+
+    def fits(self, number: int, num_frames: int) -> bool:
+        """Whether a chunk ends before the last frame of a recording of so many, so that another one follows."""
+        return self.hop * number + self.num_frames < num_frames
 
 
-def _cut(waveform: np.ndarray, starts: Sequence[int], chunk: int) -> Float32[np.ndarray, "B L"]:
-    """The chunks at `starts`, filled up with silence to CHUNKS_AT_ONCE so that one program serves all."""
-    chunks = np.zeros((CHUNKS_AT_ONCE, chunk), np.float32)
-    for row, start in zip(chunks, starts, strict=False):
-        row[:] = np.resize(waveform[start : start + chunk], chunk)
-    return chunks
+@lru_cache(maxsize=64)
+def _weights(plan: ChunkPlan, number: int) -> np.ndarray:
+    around = range(-number, -(-plan.num_frames // plan.hop) + 1)
+    total = np.zeros(plan.num_frames)
+    for other in around:
+        shift = other * plan.hop
+        shape = _shape(plan, first=other == -number)
+        start, end = max(0, shift), min(plan.num_frames, shift + plan.num_frames)
+        if start < end:
+            total[start:end] += shape[start - shift : end - shift]
+    return _shape(plan, first=number == 0) / total
+
+
+def _shape(plan: ChunkPlan, *, first: bool) -> np.ndarray:
+    """Weights before they are made to add up to one."""
+    ramp = min(plan.num_frames - plan.hop, plan.num_frames // 2) - 2 * plan.edge
+    place = (np.arange(plan.num_frames) - plan.edge + 0.5) / max(1, ramp)
+    rise = np.clip(place, 0, 1)
+    if plan.fade == "cosine":
+        rise = (1 - np.cos(np.pi * rise)) / 2
+    return np.minimum(1 if first else rise, rise[::-1])

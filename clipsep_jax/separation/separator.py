@@ -1,9 +1,10 @@
 """Separation of recordings of any length by queries."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,32 +19,110 @@ from clipsep_jax.errors import InputError
 from clipsep_jax.model_dir import TABLE_FILE, ModelDir, open_model_dir
 from clipsep_jax.queries.base import Embedder, Query
 from clipsep_jax.queries.kinds import kind_of
+from clipsep_jax.queries.prompts import prompt_for
 from clipsep_jax.queries.table import EmbeddingTable
-from clipsep_jax.separation.chunks import separate_in_chunks
+from clipsep_jax.separation.chunks import ChunkPlan
+from clipsep_jax.separation.masking import Masking
+from clipsep_jax.separation.rates import Block, RateStream
+from clipsep_jax.separation.stream import MaskStream
+from clipsep_jax.separation.targets import Target, gates_of, recipe_for
 from clipsep_jax.spectrogram import apply_masks, log_warped_magnitude, stft
 from clipsep_jax.structures import AnyArray, MaskLogits
 
 _Queries = Float[Array, "B N Q"] | Int[Array, "B N"] | None
 
 
+CHUNKS_AT_ONCE = 4  # of a recording that is there as a whole
+BLOCK_SECONDS = 10
+MOST_BARE_WORDS = 3  # of a query that is put into a prompt
+
+
 @dataclass(frozen=True)
 class Separation:
-    """What separation gives, at the model's sample rate and as long as the input.
+    """What separation gives, in the channels, at the rate and as long as what was given.
 
     Attributes:
-        stems: one per query.
+        stems: one per target, then the noise masks' where they are asked for.
         residual: the input without the stems.
     """
 
-    stems: Float32[np.ndarray, "N L"]
-    residual: Float32[np.ndarray, " L"]
+    stems: Float32[np.ndarray, "N *C L"]
+    residual: Float32[np.ndarray, "*C L"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How sounds are separated.
+
+    Attributes:
+        masks: "soft"; "binary", where a mask is above a half; or "wiener", where the stems share the mixture's power.
+        above: what a stem gets of the bands that the model does not know, at rates above its own: what there is
+            ("keep"), nothing ("mute"), or as much as it has of the highest band that the model knows ("scale").
+        noise: whether each noise mask gives a stem too.
+        overlap, fade: see `ChunkPlan`.
+    """
+
+    masks: Literal["soft", "binary", "wiener"] = "soft"
+    above: Literal["keep", "mute", "scale"] = "scale"
+    noise: bool = False
+    overlap: float = ChunkPlan.overlap
+    fade: Literal["linear", "cosine"] = ChunkPlan.fade
+
+
+DEFAULT_OPTIONS = Options()
+
+
+class SeparationStream:
+    """Separates a sound that comes block by block: `push` gives what is complete by a block, `finish` the rest."""
+
+    def __init__(self, stream: RateStream, rate_hz: int, model: str):
+        self._stream, self._model = stream, model
+        self.latency_seconds: float = stream.latency_samples / rate_hz
+        self._shape: tuple[int, ...] | None = None
+
+    def push(self, samples: Float[np.ndarray, "*C L"]) -> Iterator[Separation]:
+        """Takes the next samples, of one channel [L] or of several [C L].
+
+        Raises:
+            InputError: they are not finite, of another number of channels than before, or give stems that are not
+                finite.
+        """
+        if samples.ndim not in (1, 2) or (self._shape is not None and samples.shape[:-1] != self._shape):
+            raise InputError(
+                f"A sound is [samples] or [channels, samples], the same for all blocks, not {list(samples.shape)}."
+            )
+        if not np.isfinite(samples).all():
+            raise InputError("The recording holds values that are not finite; give another one.")
+        self._shape = samples.shape[:-1]
+        if samples.size:
+            for block in self._stream.push(np.atleast_2d(samples).astype(np.float32)):
+                yield self._separation(block)
+
+    def finish(self) -> Iterator[Separation]:
+        """Gives the rest; afterwards the stream is as new."""
+        for block in self._stream.finish():
+            yield self._separation(block)
+        self._shape = None
+
+    def reset(self) -> None:
+        """Forgets the sound so far."""
+        self._stream.reset()
+        self._shape = None
+
+    def _separation(self, block: Block) -> Separation:
+        stems, mixture = block.stems, block.mixture
+        if not np.isfinite(stems).all():
+            raise InputError(f"{self._model} gives sounds that are not finite here; take another model.")
+        if self._shape == ():
+            stems, mixture = stems[:, 0], mixture[0]
+        return Separation(stems, mixture - stems.sum(axis=0))
 
 
 class Separator:
     """A trained model and its query encoder, ready to separate.
 
-    Long input is cut into chunks of the training length that overlap by half and are cross-faded. Each chunk is
-    masked separately, so the result depends a little on where chunks begin.
+    Long input is masked in chunks of the training length, whose masks are cross-faded where they overlap, so the result
+    depends a little on where chunks begin.
     """
 
     def __init__(self, model_dir: ModelDir, *, download: bool = False):
@@ -134,33 +213,90 @@ class Separator:
         logits = _mask_logits(*self._network, jnp.asarray(magnitude)[None], batch, self.config.spectrogram)
         return jax.tree.map(lambda x: x[0], logits)
 
+    def prompt(self, text: str) -> str:
+        """A bare word, or up to three, in the prompt that queries of labels have; longer texts as they are."""
+        is_bare = len(text.split()) <= MOST_BARE_WORDS
+        return prompt_for(text) if is_bare and kind_of(self.config).has_encoder else text
+
+    def open_stream(
+        self,
+        queries: Sequence[Query | Target],
+        *,
+        rate: int | None = None,
+        options: Options = DEFAULT_OPTIONS,
+        chunks_at_once: int = 1,
+    ) -> SeparationStream:
+        """A stream that separates what it is given block by block, as from a microphone.
+
+        Args:
+            queries: see `embed`; a `Target` sums several sounds, leaves some out, or lasts for a time.
+            rate: of the sound, in Hz; by default the model's.
+            chunks_at_once: more are faster, and wait longer.
+
+        Raises:
+            InputError: a query does not suit the model.
+        """
+        targets = [query if isinstance(query, Target) else Target((query,)) for query in queries]
+        recipe, atoms = recipe_for(targets, self.config.model, options.masks, noise=options.noise)
+        embedded, config = self.embed(atoms), self.config.spectrogram
+        ordered = not self.config.model.num_learned_queries
+        masking = Masking(self._network, embedded, config, recipe, ordered)
+        plan = ChunkPlan(config.num_frames, options.overlap, options.fade)
+        gates = gates_of(targets, len(recipe.plus), config)
+        stream = MaskStream(masking, config, plan, gates, chunks_at_once)
+        rate = rate or self.sample_rate_hz
+        at_rate = RateStream(stream, rate, self.sample_rate_hz, config.hop_samples, options.above)
+        return SeparationStream(at_rate, rate, str(self.model_dir.folder))
+
+    def stream(
+        self,
+        blocks: Iterable[Float[np.ndarray, "*C L"]],
+        queries: Sequence[Query | Target],
+        *,
+        rate: int | None = None,
+        options: Options = DEFAULT_OPTIONS,
+        chunks_at_once: int = 1,
+    ) -> Iterator[Separation]:
+        """Separates blocks of one sound as they come; see `open_stream`."""
+        stream = self.open_stream(queries, rate=rate, options=options, chunks_at_once=chunks_at_once)
+        for block in blocks:
+            yield from stream.push(block)
+        yield from stream.finish()
+
     def separate(
-        self, waveform: Float[np.ndarray, " L"], queries: Sequence[Query], *, progress: bool = False
+        self,
+        waveform: Float[np.ndarray, "*C L"],
+        queries: Sequence[Query | Target],
+        *,
+        rate: int | None = None,
+        options: Options = DEFAULT_OPTIONS,
+        progress: Callable[[float], None] | None = None,
     ) -> Separation:
         """Pulls the sound of every query out of a recording.
 
         Args:
-            waveform: mono, at `sample_rate_hz`, within [-1, 1].
-            queries: see `embed`.
-            progress: show a bar on stderr.
+            waveform: of one channel [L] or of several [C L].
+            queries: see `open_stream`.
+            rate: of the recording, in Hz; by default the model's.
+            progress: is told the share that is done, up to 1.
 
         Raises:
             InputError: the recording is empty or holds values that are not finite, a query does not suit the model, or
                 its stems are not finite.
         """
-        if not len(waveform) or not np.isfinite(waveform).all():
+        length = waveform.shape[-1]
+        if not waveform.size or not np.isfinite(waveform).all():
             raise InputError("The recording is empty or holds values that are not finite; give one with sound.")
-        embedded = self.embed(queries)
-
-        def separate(chunks: np.ndarray) -> np.ndarray:
-            same = None if embedded is None else np.broadcast_to(embedded, (len(chunks), *embedded.shape))
-            return np.asarray(self.separate_clips(chunks, same))
-
-        chunk, num_stems = self.config.spectrogram.num_samples, len(queries) or self.config.model.num_learned_queries
-        stems = separate_in_chunks(waveform, chunk, num_stems, separate, progress=progress)
-        if not np.isfinite(stems).all():
-            raise InputError(f"{self.model_dir.folder} gives sounds that are not finite here; take another model.")
-        return Separation(stems, (waveform - stems.sum(axis=0)).astype(np.float32))
+        size = BLOCK_SECONDS * (rate or self.sample_rate_hz)
+        blocks = (waveform[..., start : start + size] for start in range(0, length, size))
+        found, done = [], 0
+        for part in self.stream(blocks, queries, rate=rate, options=options, chunks_at_once=CHUNKS_AT_ONCE):
+            found.append(part)
+            done += part.residual.shape[-1]
+            if progress:
+                progress(done / length)
+        stems = np.concatenate([part.stems for part in found], axis=-1)
+        return Separation(stems, np.concatenate([part.residual for part in found], axis=-1))
 
 
 # The network comes as arguments: separators of one config share the compiled programs, which keep none of them alive.

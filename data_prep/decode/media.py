@@ -66,7 +66,7 @@ def decode(path: Path, *, pictures: bool, segment: Segment | None = None, max_se
         raise undecodable(error) from error
 
 
-def _is_wav_of_unknown_size(path: Path) -> bool:
+def is_wav_of_unknown_size(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(4096)
     place = head.find(b"data")
@@ -76,7 +76,7 @@ def _is_wav_of_unknown_size(path: Path) -> bool:
     return num_bytes == 0 or num_bytes > _UNKNOWN_WAV_BYTES
 
 
-def _open_container(file: BinaryIO, formats: Sequence[str]) -> Any:
+def open_container(file: BinaryIO, formats: Sequence[str]) -> Any:
     """Open a file that is already open, in one of the allowed formats and without access to any other file."""
     import av
 
@@ -94,7 +94,7 @@ def _open_container(file: BinaryIO, formats: Sequence[str]) -> Any:
     )
 
 
-class _QuietFile(io.BufferedReader):
+class QuietFile(io.BufferedReader):
     """A file whose failed seeking is told to FFmpeg by a number; PyAV prints the traceback of an error."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
@@ -109,21 +109,21 @@ class _SoughtInVainError(Exception):
 
 
 def _decode(path: Path, pictures: bool, segment: Segment | None, max_seconds: int, seek: bool) -> Decoded:
-    ends_anywhere = _is_wav_of_unknown_size(path)
+    ends_anywhere = is_wav_of_unknown_size(path)
     with (
-        _QuietFile(path.open("rb", buffering=0)) as file,
-        _open_container(file, limits.VIDEO_FORMATS if pictures else limits.SOUND_FORMATS) as container,
+        QuietFile(path.open("rb", buffering=0)) as file,
+        open_container(file, limits.VIDEO_FORMATS if pictures else limits.SOUND_FORMATS) as container,
     ):
-        video, sound = _streams(container, pictures)
+        video, sound = streams_of(container, pictures)
         streams = [video, sound] if video else [sound]
         for stream in streams:
-            _make_ready(stream)
-        start, end = _span(container, segment, max_seconds)
+            make_ready(stream)
+        start, end = span_of(container, segment, max_seconds)
         if seek:
             _seek(container, start)
         seen, heard = Pictures(start), Sound(start, max_seconds)
         passed: set[int] = set()  # streams that have reached the end of the segment
-        for stream, frame in _frames(container, streams, ends_anywhere):
+        for stream, frame in frames_of(container, streams, ends_anywhere):
             time = time_of(frame)
             if end is not None and time is not None and time > end + PREROLL_SECONDS:
                 passed.add(stream.index)
@@ -135,7 +135,7 @@ def _decode(path: Path, pictures: bool, segment: Segment | None, max_seconds: in
             raise _SoughtInVainError
         audio = heard.finish()
         if not ends_anywhere:
-            _check_complete(container, sound, (start, end), len(audio) / SAMPLE_RATE_HZ, seen.end)
+            check_complete(container, sound, (start, end), len(audio) / SAMPLE_RATE_HZ, seen.end)
     if end is not None:
         audio = audio[: round((end - start) * SAMPLE_RATE_HZ)]
     check_finite(audio)
@@ -143,7 +143,7 @@ def _decode(path: Path, pictures: bool, segment: Segment | None, max_seconds: in
     return Decoded(audio, seen.finish(seconds) if video else (), seen.still, heard.cancels(audio))
 
 
-def _streams(container: Any, pictures: bool) -> tuple[Any, Any]:
+def streams_of(container: Any, pictures: bool) -> tuple[Any, Any]:
     """The first video stream, None without `pictures`, and the first audio stream."""
     from av.stream import Disposition
 
@@ -156,7 +156,7 @@ def _streams(container: Any, pictures: bool) -> tuple[Any, Any]:
     return videos[0] if pictures else None, sounds[0]
 
 
-def _span(container: Any, segment: Segment | None, max_seconds: int) -> tuple[Fraction, Fraction | None]:
+def span_of(container: Any, segment: Segment | None, max_seconds: int) -> tuple[Fraction, Fraction | None]:
     """Start and end of the decoded part, in the container's time; None is the container's end."""
     start = Fraction(container.start_time or 0, _TIME_BASE)
     seconds = container.duration / _TIME_BASE if container.duration else None
@@ -179,7 +179,7 @@ def _seek(container: Any, start: Fraction) -> None:
         raise _SoughtInVainError from error
 
 
-def _frames(container: Any, streams: Sequence[Any], ends_anywhere: bool) -> Iterator[tuple[Any, Any]]:
+def frames_of(container: Any, streams: Sequence[Any], ends_anywhere: bool) -> Iterator[tuple[Any, Any]]:
     """Give each decoded frame with its stream."""
     import av
 
@@ -196,7 +196,7 @@ def _frames(container: Any, streams: Sequence[Any], ends_anywhere: bool) -> Iter
             yield packet.stream, frame
 
 
-def _make_ready(stream: Any) -> None:
+def make_ready(stream: Any) -> None:
     """Check a stream before it is decoded, and limit its decoder."""
     codec = stream.codec_context
     if codec is None:
@@ -209,7 +209,7 @@ def _make_ready(stream: Any) -> None:
         limits.check_picture_size(codec.width, codec.height)
 
 
-def _check_complete(
+def check_complete(
     container: Any, sound: Any, span: tuple[Fraction, Fraction | None], seconds: float, picture_end: Fraction
 ) -> None:
     """Refuse a file that ends before its declared end, or before the span's if that is earlier."""

@@ -50,7 +50,7 @@ class Sound:
         format = (frame.sample_rate, frame.format.name, frame.layout.name)
         if format != self._format:  # at the beginning, and where recordings were put together
             self._flush()
-            self._format, self._resampler = format, AudioResampler(format="fltp", rate=SAMPLE_RATE_HZ)
+            self._format, self._resampler = format, AudioResampler(format="flt", rate=SAMPLE_RATE_HZ)
         self._keep(self._resampler.resample(frame))
 
     def _flush(self) -> None:
@@ -59,7 +59,7 @@ class Sound:
 
     def _keep(self, frames: Sequence[Any]) -> None:
         for frame in frames:
-            channels = frame.to_ndarray()
+            channels = samples_of(frame)
             self._loudest = max(self._loudest, float(np.abs(channels).max(initial=0.0)))
             self._chunks.append(channels.mean(axis=0, dtype=np.float32))
 
@@ -79,13 +79,18 @@ class Sound:
         return channels_cancel(self._loudest, audio)
 
 
+def samples_of(frame: Any) -> Float32[np.ndarray, "C L"]:
+    """The samples of a frame of format "flt"; PyAV counts the planes of planar frames beyond their end."""
+    return np.ascontiguousarray(frame.to_ndarray().reshape(frame.samples, -1).T)
+
+
 def channels_cancel(loudest: float, audio: Float32[np.ndarray, " L"]) -> bool:
     """Whether a mean of channels is silent, or nearly so, where one of them is as loud as `loudest`."""
     peak = float(np.abs(audio).max(initial=0.0))
     return dbfs(32768 * loudest) > SILENCE_DBFS and peak < loudest / 1_000
 
 
-def check_finite(audio: Float32[np.ndarray, " L"]) -> None:
+def check_finite(audio: Float32[np.ndarray, "*C L"]) -> None:
     """Raise `Refused` if a sample is not a finite number."""
     if not np.isfinite(audio).all():
         refuse("undecodable", "its audio holds NaN or infinity")

@@ -11,9 +11,9 @@ from clipsep_jax.data_prep.ledger import Rejection
 from clipsep_jax.data_prep.sources.inputs import Input, Segment
 from clipsep_jax.data_prep.sources.videos import read_video
 from clipsep_jax.errors import InputError
-from clipsep_jax.sound_files import read_sound
 from tests.data_prep.bad_files import PLAYLISTS, watched_file
 from tests.data_prep.made_media import assert_same_sound, grey_pictures, make_video, sweep, tone
+from tests.sounds import read_sound
 
 
 def outcome_of(path: Path, segment: Segment | None = None) -> Record | Rejection:

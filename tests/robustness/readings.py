@@ -33,7 +33,7 @@ from clipsep_jax.model_dir import describe, open_model_dir
 from clipsep_jax.official.arguments import read_train_args
 from clipsep_jax.official.checkpoint import export_torch
 from clipsep_jax.queries.table import EmbeddingTable, read_table
-from clipsep_jax.sound_files import read_sound, write_sound
+from clipsep_jax.sound_files import open_sound, write_sound
 from clipsep_jax.training.loop import train
 from clipsep_jax.training.members import GIVEN_UP_NAME
 from clipsep_jax.training.sweep_report import summarise_member
@@ -222,12 +222,17 @@ def _make_media(folder: Path, *_: Path) -> None:
     (folder / "f" / "000001.jpg").write_bytes(make_record(0).frames[0])
 
 
+def _hear(path: Path) -> None:
+    with open_sound(path) as sound:
+        list(sound)
+
+
 def _read_media(folder: Path, _: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InputWarning)
         for path in sorted(folder.iterdir()):
             if path.name == CHANGED.get("media", path.name):
-                refused(lambda path=path: read_sound(path))
+                refused(lambda path=path: _hear(path))
                 read_video(Input(path.name, path, "", "train"))
                 read_audio(Input(path.name, path, "", "train"))
     read_official(Input("a", folder / "a.wav", "", "train", frames=FrameFolder(folder / "f", 1)))

@@ -1,0 +1,122 @@
+"""Separates files into files."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from clipsep_jax.data_prep.decode.sound_blocks import SoundBlocks
+from clipsep_jax.separation.ahead import ahead
+from clipsep_jax.separation.files import Recording, output_paths
+from clipsep_jax.separation.rates import Resampler
+from clipsep_jax.separation.separator import CHUNKS_AT_ONCE, DEFAULT_OPTIONS, Options, Separator
+from clipsep_jax.separation.stem_files import WAV, StemFiles, StemFormat
+from clipsep_jax.separation.targets import Target
+from clipsep_jax.sound_files import open_sound
+
+MOST_BYTES_AHEAD = 2**25  # of decoded sound
+
+Progress = Callable[[float, float | None], None]  # seconds of sound that are done, and all, if known
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is made of every recording.
+
+    Attributes:
+        targets: what is pulled out; empty for a model of learned queries.
+        out: the folder of the files.
+        options: how sounds are separated.
+        form: of the files.
+        rate: of the files, in Hz; None for that of each recording.
+        residual: whether what is left is written too.
+        max_seconds: a longer recording is refused.
+    """
+
+    targets: tuple[Target, ...]
+    out: Path
+    options: Options = DEFAULT_OPTIONS
+    form: StemFormat = WAV
+    rate: int | None = None
+    residual: bool = False
+    max_seconds: int = 12 * 60 * 60
+
+    def titles(self, separator: Separator) -> list[str]:
+        """Of the files that a recording gives."""
+        model = separator.config.model
+        titles = [target.name for target in self.targets]
+        titles += [f"source {n + 1}" for n in range(model.num_learned_queries)]
+        titles += [f"noise {n + 1}" for n in range(model.num_noise_heads if self.options.noise else 0)]
+        return [*titles, *(["residual"] if self.residual else [])]
+
+    def paths(self, separator: Separator, recording: Recording) -> list[Path]:
+        """The files that a recording gives."""
+        return output_paths(self.out, recording.name, self.titles(separator), self.form.name)
+
+
+@dataclass(frozen=True)
+class Separated:
+    """What was made of a recording.
+
+    Attributes:
+        recording: the file.
+        paths: of the stems, in the order of the targets, then of noise masks and the residual.
+        seconds: how long the recording lasts.
+        rate_hz, num_channels: of the stems.
+        gain: of all files, below 1 where they were made quieter together.
+        as_float: files that got float bits, as they were too loud for others.
+        took_seconds: how long the work took.
+    """
+
+    recording: Path
+    paths: tuple[Path, ...]
+    seconds: float
+    rate_hz: int
+    num_channels: int
+    gain: float
+    as_float: tuple[Path, ...]
+    took_seconds: float
+
+
+def separate_file(separator: Separator, recording: Recording, job: Job, progress: Progress | None = None) -> Separated:
+    """Separates one recording into files, which appear once all are complete.
+
+    Raises:
+        InputError: the recording cannot be read, or the format of the files does not suit it.
+        OSError: a file cannot be written.
+    """
+    start = time.perf_counter()
+    paths = job.paths(separator, recording)
+    with open_sound(recording.path, job.max_seconds) as sound:
+        rate, channels = job.rate or sound.rate_hz, sound.num_channels
+        job.form.check(rate, channels)
+        for folder in {path.parent for path in paths}:
+            folder.mkdir(parents=True, exist_ok=True)
+        longest = sound.seconds or job.max_seconds
+        blocks = ahead(_at_rate(sound, rate), max(2, MOST_BYTES_AHEAD // (4 * channels * rate)))
+        longest = sound.seconds or job.max_seconds
+        # The thread must have ended before the recording is closed.
+        with closing(blocks), StemFiles(paths, rate, channels, job.form, longest) as files:
+            done = 0
+            for part in separator.stream(
+                blocks, job.targets, rate=rate, options=job.options, chunks_at_once=CHUNKS_AT_ONCE
+            ):
+                files.write([*part.stems, *([part.residual] if job.residual else [])])
+                done += part.residual.shape[-1]
+                if progress:
+                    progress(done / rate, sound.seconds)
+            files.finish()
+    took = time.perf_counter() - start
+    return Separated(recording.path, tuple(paths), done / rate, rate, channels, files.gain, files.as_float, took)
+
+
+def _at_rate(sound: SoundBlocks, rate_hz: int) -> Iterator[Float32[np.ndarray, "C L"]]:
+    resampler = Resampler(sound.rate_hz, rate_hz)
+    for block in sound:
+        yield resampler(block)
+    if rate_hz != sound.rate_hz:
+        yield resampler(np.zeros((sound.num_channels, 0), np.float32), last=True)

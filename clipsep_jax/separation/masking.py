@@ -1,0 +1,134 @@
+"""From chunks of a sound to masks, and from masks to stems: what a stream does on the device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32, PyTree
+from scipy.optimize import linear_sum_assignment
+
+from clipsep_jax.config import SpectrogramConfig
+from clipsep_jax.spectrogram import log_warped_magnitude, overlap_added, stft_of_frames, unwarp
+
+MaskForm = Literal["soft", "binary", "wiener"]
+
+_HIGH_SHARE = 2  # gains above the model's band follow the bins above this part of it
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the masks of N targets are made of those of A atoms: sums of some, less what others let through.
+
+    Attributes:
+        plus: which atoms a target sums, 1 or 0.
+        minus: which atoms it leaves out, 1 or 0.
+        form: "soft"; "binary", where a soft mask is above a half; or "wiener", shares in power of the targets and the
+            rest, which add up to at most one.
+    """
+
+    plus: Float32[np.ndarray, "N A"]
+    minus: Float32[np.ndarray, "N A"]
+    form: MaskForm = "soft"
+
+
+class Masking:
+    """A model that was told what is asked for. Targets are made of the masks of A atoms."""
+
+    def __init__(
+        self,
+        network: tuple[nnx.GraphDef, PyTree],
+        queries: Any,
+        config: SpectrogramConfig,
+        recipe: Recipe,
+        ordered: bool,
+    ):
+        """Prepare.
+
+        Args:
+            network: of the model, split.
+            queries: one for each atom that is no noise mask, as the model takes them, or None.
+            config: of the model's spectrogram.
+            recipe: with the noise masks after the queries' masks, if it has atoms for them.
+            ordered: whether the masks of a chunk come in an order that means something.
+        """
+        self._network, self._config, self._recipe, self._ordered = network, config, recipe, ordered
+        self._queries = None if queries is None else jnp.asarray(queries)
+
+    def masks(self, chunks: Float32[np.ndarray, "B C L"]) -> Float32[np.ndarray, "B A K T"]:
+        """The masks of chunks, of each of which the samples of all frames are given."""
+        masks = _masks(*self._network, jnp.asarray(chunks), self._queries, self._config)
+        return np.asarray(masks)[:, : self._recipe.plus.shape[1]]
+
+    def order(self, before: Float32[np.ndarray, "A K T"], masks: Float32[np.ndarray, "A K T"]) -> Sequence[int]:
+        """The order in which a chunk's masks go on with the chunk's before it, from frames that both cover."""
+        if self._ordered:
+            return range(len(masks))
+        likeness = np.einsum("akt,bkt->ab", before - before.mean(axis=0), masks - masks.mean(axis=0))
+        return linear_sum_assignment(likeness, maximize=True)[1].tolist()
+
+    def through(
+        self,
+        masks: Float32[np.ndarray, "A K T"],
+        samples: Float32[np.ndarray, "C L"],
+        gates: Float32[np.ndarray, "N T"],
+    ) -> tuple[Float32[np.ndarray, "N C L"], Float32[np.ndarray, "N T"]]:
+        """What targets let through, as in `spectrogram.overlap_added`, and their gains in the highest bins."""
+        recipe = self._recipe
+        values = (masks, samples, gates, recipe.plus, recipe.minus)
+        sounds, gains = _through(*map(jnp.asarray, values), recipe.form, self._config)
+        return np.asarray(sounds), np.asarray(gains)
+
+
+# The network comes as arguments: all models of one config share the compiled programs, which keep none of them alive.
+
+
+@partial(jax.jit, static_argnames="config")
+def _masks(
+    graphdef: nnx.GraphDef, state: PyTree, chunks: Float[Array, "B C L"], queries: Any, config: SpectrogramConfig
+) -> Float[Array, "B A K T"]:
+    """The masks of queries, then those of noise. Channels count by their power, as no phase makes it vanish."""
+    magnitude = jnp.sqrt(jnp.mean(jnp.abs(stft_of_frames(chunks, config)) ** 2, axis=1))
+    if queries is not None:
+        queries = jnp.broadcast_to(queries, (len(chunks), *queries.shape))
+    logits = nnx.merge(graphdef, state)(log_warped_magnitude(magnitude, config), queries)
+    all_logits = [logits.query] if logits.noise is None else [logits.query, logits.noise]
+    return jax.nn.sigmoid(jnp.concatenate(all_logits, axis=1))
+
+
+@partial(jax.jit, static_argnames=("form", "config"))
+def _through(
+    masks: Float[Array, "A K T"],
+    samples: Float[Array, "C L"],
+    gates: Float[Array, "N T"],
+    plus: Float[Array, "N A"],
+    minus: Float[Array, "N A"],
+    form: MaskForm,
+    config: SpectrogramConfig,
+) -> tuple[Float[Array, "N C L"], Float[Array, "N T"]]:
+    targets = unwarp(_of_targets(masks, plus, minus, form) * gates[:, None], config)
+    spectrum = stft_of_frames(samples, config)
+    power = jnp.sum(jnp.abs(spectrum) ** 2, axis=0)[None, config.num_bins // _HIGH_SHARE :]
+    high = jnp.sum(targets[:, config.num_bins // _HIGH_SHARE :] * power, axis=1)
+    gains = high / jnp.maximum(jnp.sum(power, axis=1), np.finfo(np.float32).tiny)
+    return overlap_added(targets[:, None].astype(spectrum.dtype) * spectrum[None], config), gains
+
+
+def _of_targets(
+    masks: Float[Array, "A K T"], plus: Float[Array, "N A"], minus: Float[Array, "N A"], form: MaskForm
+) -> Float[Array, "N K T"]:
+    """See `Recipe`."""
+    summed = jnp.einsum("na,akt->nkt", plus, masks, precision=jax.lax.Precision.HIGHEST)
+    left = jnp.prod(1 - minus[:, :, None, None] * masks[None], axis=1)
+    targets = jnp.minimum(1, summed) * left
+    if form == "binary":
+        return (targets > 0.5).astype(targets.dtype)
+    if form == "wiener":
+        rest = jnp.maximum(0, 1 - targets.sum(axis=0))
+        powers = targets**2
+        return powers / jnp.maximum(powers.sum(axis=0) + rest**2, np.finfo(np.float32).tiny)[None]
+    return targets

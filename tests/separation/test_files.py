@@ -1,0 +1,322 @@
+"""Recordings into files: which are found, what their stems are called, formats, and what goes wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path, PurePath
+
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile
+from PIL import Image
+
+import clipsep_jax
+from clipsep_jax.cli.main import main
+from clipsep_jax.errors import InputError
+from clipsep_jax.separation.ahead import ahead
+from clipsep_jax.separation.files import Recording, find_recordings, output_paths
+from clipsep_jax.separation.job import Job, separate_file
+from clipsep_jax.separation.stem_files import StemFiles, StemFormat
+from clipsep_jax.separation.targets import Target, read_targets
+from tests.data_prep.made_media import grey_pictures, make_video, tone
+from tests.small import QUERY_SIZE
+from tests.sounds import read_sound
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(shape[-1]).uniform(-0.3, 0.3, shape).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Recordings, some of which have the same names, and what is none."""
+    place = tmp_path / "in"
+    (place / "deep").mkdir(parents=True)
+    for name in ("x.wav", "x.flac", "y.wav", "deep/x.wav"):
+        soundfile.write(place / name, noise(5_000), 16_000)
+    (place / "notes.txt").write_text("no sound")
+    return place
+
+
+def command(folder: object, out: Path, model: Path, *more: str) -> int:
+    return main(["separate", str(folder), "--model", str(model), "--query", "buzz", "--out", str(out), *more])
+
+
+def test_folders_patterns_and_lists_are_found(folder, tmp_path):
+    names = {str(recording.name) for recording in find_recordings([str(folder)])}
+    assert names == {"x-wav", "x-flac", "y", "deep/x"}
+    pattern = find_recordings([str(folder / "*.wav")])
+    assert [recording.path.name for recording in pattern] == ["x.wav", "y.wav"]
+    (tmp_path / "list").write_text(f"{folder / 'y.wav'}\n\n{folder / 'y.wav'}\n{folder / 'x.flac'}\n")
+    assert [recording.path.name for recording in find_recordings([], tmp_path / "list")] == ["y.wav", "x.flac"]
+    assert [str(r.name) for r in find_recordings([str(folder / "x.wav"), str(folder / "deep/x.wav")])] == [
+        "x-wav",
+        "x-wav_2",
+    ]
+    for nothing in ([], [str(tmp_path / "*.ogg")], [str(folder / "deep" / "none*")]):
+        with pytest.raises(InputError, match="no recording to separate"):
+            find_recordings(nothing)
+
+
+def test_outputs_never_overwrite_each_other():
+    paths = output_paths(Path("out"), PurePath("a"), ["residual", "drum", "drum!", "ü" * 300, "?", "residual"], "wav")
+    assert len(set(paths)) == 6
+    assert paths[1] == Path("out/a_drum_2.wav")
+    for name in ("n" * 250, "ü" * 125, os.fsdecode(b"\xff" * 250)):
+        (path,) = output_paths(Path("out"), PurePath(name), ["q" * 300], "flac")
+        assert len(os.fsencode(path.name)) + 48 <= 255
+
+
+def test_a_folder_becomes_files_and_is_not_done_twice(folder, tmp_path, trained, capsys):
+    out = tmp_path / "out"
+    (folder / "deep" / "bad.wav").write_bytes(b"RIFF")
+    assert command(folder, out, trained) == 1
+    told = capsys.readouterr()
+    wanted = {out / name for name in ("x-wav_buzz.wav", "x-flac_buzz.wav", "y_buzz.wav", "deep/x_buzz.wav")}
+    assert {Path(line) for line in told.out.split()} == wanted == {path for path in out.rglob("*") if path.is_file()}
+    assert told.err.count("cannot be read as sound") == 1
+    assert told.err.strip().endswith(f"Separated 4 of 5 recordings into {out}.")
+    (folder / "deep" / "bad.wav").unlink()
+
+    assert command(folder, out, trained) == 2
+    assert "_buzz.wav and 3 more are there already; give --skip-existing" in capsys.readouterr().err
+    before = {path: path.stat().st_mtime_ns for path in wanted}
+    (out / "y_buzz.wav").unlink()
+    assert command(folder, out, trained, "--skip-existing") == 0
+    told = capsys.readouterr()
+    assert told.out.split() == [str(out / "y_buzz.wav")]
+    assert "3 recordings are separated already." in told.err
+    assert all(path.stat().st_mtime_ns == before[path] for path in wanted - {out / "y_buzz.wav"})
+    assert command(folder, out, trained, "--overwrite") == 0
+    assert all(path.stat().st_mtime_ns != before[path] for path in wanted)
+
+
+def test_what_was_done_is_told_as_json(folder, tmp_path, trained, capsys):
+    assert command(folder / "y.wav", tmp_path / "out", trained, "--json", "--residual") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    told = json.loads(line)
+    assert told["recording"] == str(folder / "y.wav")
+    assert told["paths"] == [str(tmp_path / "out" / f"y_{name}.wav") for name in ("buzz", "residual")]
+    assert (told["seconds"], told["rate_hz"], told["num_channels"], told["gain"]) == (5_000 / 16_000, 16_000, 1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "rate", "channels", "error"),
+    [
+        ("wav", "16", 44_100, 2, 2**-15),
+        ("wav", "24", 22_050, 3, 2**-22),
+        ("wav", "float", 48_000, 1, 1e-6),
+        ("flac", "24", 44_100, 2, 2**-22),
+        ("mp3", "16", 44_100, 2, None),
+        ("ogg", "16", 16_000, 1, None),
+        ("m4a", "16", 48_000, 2, None),
+    ],
+)
+def test_stems_keep_rate_channels_and_length_in_every_format(tmp_path, trained, name, bits, rate, channels, error):
+    waveform = 0.2 * np.stack([np.sin(2 * np.pi * 200 * (n + 1) * np.arange(rate) / rate) for n in range(channels)])
+    soundfile.write(tmp_path / "a.wav", waveform.T, rate, "FLOAT")
+    separator = clipsep_jax.load(trained)
+    query = np.ones(QUERY_SIZE, np.float32)
+    job = Job((Target((query,), name="q"),), tmp_path, form=StemFormat(name, bits), residual=True)
+    separated = separate_file(separator, Recording(tmp_path / "a.wav", PurePath("a")), job)
+    expected = separator.separate(waveform.astype(np.float32), [query], rate=rate)
+    for path, sound in zip(separated.paths, (expected.stems[0], expected.residual), strict=True):
+        assert path.suffix == f".{name}"
+        found, found_rate = read_sound(path)
+        assert found_rate == rate
+        if error:
+            assert found.shape == sound.shape
+            np.testing.assert_allclose(found, sound, atol=error)
+        else:  # lossy: the sound is there, in place
+            assert len(found) == channels
+            assert abs(found.shape[-1] - rate) <= 2_304
+            length = min(found.shape[-1], rate)
+            difference = found[:, :length] - sound[:, :length]
+            assert np.mean(difference**2) < 0.1 * np.mean(sound**2)
+    assert (separated.seconds, separated.rate_hz, separated.num_channels) == (1.0, rate, channels)
+
+
+def write_stems(tmp_path: Path, form: StemFormat, *, loudest: float) -> tuple[StemFiles, list[np.ndarray]]:
+    """Two stems, of which the second exceeds full scale in its second block."""
+    sounds = [scipy.signal.lfilter([0.2], [1, -0.9], noise(2, 6_000)).astype(np.float32) for _ in range(2)]
+    sounds[1][0, 4_000] = loudest
+    paths = [tmp_path / f"{n}.{form.name}" for n in range(2)]
+    with StemFiles(paths, 44_100, 2, form, None) as files:
+        for start in range(0, 6_000, 2_000):
+            files.write([sound[:, start : start + 2_000] for sound in sounds])
+        files.finish()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in paths]
+    return files, sounds
+
+
+@pytest.mark.parametrize("form", [StemFormat(), StemFormat("flac", "24"), StemFormat("wav", "24")])
+def test_loud_stems_are_scaled_together(tmp_path, form):
+    files, sounds = write_stems(tmp_path, form, loudest=2.5)
+    assert files.gain == 0.4
+    assert files.as_float == ()
+    for number, sound in enumerate(sounds):
+        path = tmp_path / f"{number}.{form.name}"
+        assert soundfile.info(path).subtype == f"PCM_{form.bits}"
+        np.testing.assert_allclose(read_sound(path)[0], 0.4 * sound, atol=2**-14)
+
+
+def test_a_loud_stem_alone_becomes_floats(tmp_path):
+    files, sounds = write_stems(tmp_path, StemFormat(clip="float"), loudest=2.5)
+    assert files.gain == 1
+    assert files.as_float == (tmp_path / "1.wav",)
+    assert [soundfile.info(tmp_path / f"{n}.wav").subtype for n in range(2)] == ["PCM_16", "FLOAT"]
+    for number, sound in enumerate(sounds):
+        np.testing.assert_allclose(read_sound(tmp_path / f"{number}.wav")[0], sound, atol=2**-15)
+
+
+def test_floats_stay_as_loud_as_they_are(tmp_path):
+    files, sounds = write_stems(tmp_path, StemFormat("wav", "float"), loudest=2.5)
+    assert files.gain == 1
+    np.testing.assert_array_equal(read_sound(tmp_path / "1.wav")[0], sounds[1])
+
+
+@pytest.mark.parametrize("name", ["mp3", "ogg", "m4a"])
+def test_loud_stems_of_lossy_formats_are_scaled(tmp_path, name):
+    files, sounds = write_stems(tmp_path, StemFormat(name), loudest=2.0)
+    assert files.gain == 0.5
+    found = read_sound(tmp_path / f"0.{name}")[0][:, :6_000]
+    assert np.mean((found - 0.5 * sounds[0][:, : found.shape[-1]]) ** 2) < 0.1 * np.mean((0.5 * sounds[0]) ** 2)
+
+
+def test_formats_refuse_what_they_cannot_hold():
+    for make, words in (
+        (lambda: StemFormat("flac", "float"), "16 or 24 bits"),
+        (lambda: StemFormat("flac", clip="float"), "do not hold floats"),
+        (lambda: StemFormat("mp3").check(44_100, 3), "at most 2 channels"),
+        (lambda: StemFormat("m4a").check(192_000, 1), "do not hold 192000 Hz"),
+    ):
+        with pytest.raises(InputError, match=words):
+            make()
+
+
+def test_an_error_leaves_no_file(tmp_path):
+    def write_one():
+        with StemFiles([tmp_path / "a.wav"], 16_000, 1, StemFormat(), None) as files:
+            files.write([noise(1, 2_000)])
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write_one()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, trained):
+    """A limit on the size of files stands for the disk."""
+    soundfile.write(tmp_path / "a.wav", noise(2, 100_000).T, 44_100)
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from clipsep_jax.cli.main import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        f"sys.exit(main(['separate', {str(tmp_path / 'a.wav')!r}, '--model', {str(trained)!r}, '--query', 'buzz', "
+        f"'--out', {str(tmp_path / 'out')!r}]))"
+    )
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1, done.stderr
+    assert "a_buzz.wav" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+def test_an_interrupted_separation_leaves_no_file(tmp_path, trained):
+    with soundfile.SoundFile(tmp_path / "a.wav", "w", 16_000, 1) as file:
+        for _ in range(600):
+            file.write(noise(160_000))
+    out = tmp_path / "out"
+    arguments = ["separate", str(tmp_path / "a.wav"), "--model", str(trained), "--query", "buzz", "--out", str(out)]
+    code = f"import sys; from clipsep_jax.cli.main import main; sys.exit(main({arguments}))"
+    running = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("*.partial")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "Traceback" not in told
+    assert not list(out.iterdir())
+
+
+def test_a_video_is_separated_in_place(tmp_path, trained, capsys):
+    """Sound that begins after the pictures gets zeros before it."""
+    path = make_video(tmp_path / "v.mp4", tone(2.0), grey_pictures(20))
+    assert command(path, tmp_path / "out", trained) == 0
+    capsys.readouterr()
+    assert read_sound(tmp_path / "out" / "v_buzz.wav")[0].shape == read_sound(path)[0].shape
+
+
+def test_queries_are_read_in_their_order(tmp_path):
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "red.png")
+    asked = [
+        ("span", "1-2"), ("without", "rain"), ("query", "guitar + singing"), ("query", "a man who sings"),
+        ("without", "wind"), ("span", "3.5-"), ("image", str(tmp_path / "red.png")),
+    ]  # fmt: skip
+    both, man, picture = read_targets(asked, lambda text: text.upper())
+    assert (both.sounds, both.without, both.span, both.name) == (
+        ("GUITAR", "SINGING"),
+        ("RAIN",),
+        (1.0, 2.0),
+        "guitar + singing",
+    )
+    assert (man.without, man.span) == (("RAIN", "WIND"), (3.5, float("inf")))
+    assert picture.sounds[0].size == (224, 224)
+    assert (picture.name, picture.span) == ("red", (1.0, 2.0))
+    (tmp_path / "text.png").write_text("no picture")
+    for bad, words in (
+        ([("query", "a"), ("span", "x-y")], "no span of seconds"),
+        ([("query", "a"), ("span", "4-3")], "from a second to a later one"),
+        ([("image", str(tmp_path / "text.png"))], "cannot be read as a picture"),
+        ([("image", str(tmp_path / "none.png"))], "does not exist"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read_targets(bad, str)
+
+
+def test_bare_words_are_put_into_prompts(trained):
+    separator = clipsep_jax.load(trained)
+    assert separator.prompt("dog") == "a photo of dog"
+    assert separator.prompt("an acoustic guitar") == "a photo of an acoustic guitar"
+    assert separator.prompt("a photo of accordion") == "a photo of accordion"
+
+
+def test_another_rate_is_written_on_request(folder, tmp_path, trained, capsys):
+    assert command(folder / "y.wav", tmp_path / "out", trained, "--rate", "8000") == 0
+    capsys.readouterr()
+    sound, rate = read_sound(tmp_path / "out" / "y_buzz.wav")
+    assert rate == 8_000
+    assert abs(sound.shape[-1] - 2_500) <= 1
+
+
+def test_a_thread_that_runs_ahead_stops_with_its_reader():
+    made = []
+
+    def items():
+        for number in range(1_000):
+            made.append(number)
+            yield number
+
+    reader = ahead(items(), 3)
+    assert [next(reader) for _ in range(5)] == [0, 1, 2, 3, 4]
+    reader.close()
+    assert len(made) <= 10
+
+    def broken():
+        yield 1
+        raise InputError("broken")
+
+    reader = ahead(broken(), 3)
+    assert next(reader) == 1
+    with pytest.raises(InputError, match="broken"):
+        next(reader)
+    assert list(ahead(range(100), 2)) == list(range(100))
