@@ -25,7 +25,7 @@ class ChunkPlan:
     """
 
     num_frames: int
-    overlap: float = 0.25
+    overlap: float = 0.125
     fade: Literal["linear", "cosine"] = "linear"
 
     @property

@@ -22,7 +22,11 @@ _HIGH_SHARE = 2  # gains above the model's band follow the bins above this part 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the masks of N targets are made of those of A atoms: sums of some, less what others let through.
+    """How the masks of N targets are made of those of A atoms: sums of some, without others.
+
+    What is left out takes its share in power: p^2 / (p^2 + m^2 + r^2) with p the sum of the masks of a target, m that
+    of those left out, each at most one, and r what both leave of one. On ESC-10 that does as much as the arithmetic of
+    embeddings, which not all models have (`benchmarks.query_arithmetic`).
 
     Attributes:
         plus: which atoms a target sums, 1 or 0.
@@ -122,13 +126,23 @@ def _of_targets(
     masks: Float[Array, "A K T"], plus: Float[Array, "N A"], minus: Float[Array, "N A"], form: MaskForm
 ) -> Float[Array, "N K T"]:
     """See `Recipe`."""
-    summed = jnp.einsum("na,akt->nkt", plus, masks, precision=jax.lax.Precision.HIGHEST)
-    left = jnp.prod(1 - minus[:, :, None, None] * masks[None], axis=1)
-    targets = jnp.minimum(1, summed) * left
+    wanted, left_out = (
+        jnp.minimum(1, jnp.einsum("na,akt->nkt", which, masks, precision=jax.lax.Precision.HIGHEST))
+        for which in (plus, minus)
+    )
+    shares = _shares(wanted, wanted**2 + left_out**2, jnp.maximum(0, 1 - wanted - left_out))
+    targets = jnp.where(minus.any(axis=1)[:, None, None], shares, wanted)
     if form == "binary":
         return (targets > 0.5).astype(targets.dtype)
     if form == "wiener":
-        rest = jnp.maximum(0, 1 - targets.sum(axis=0))
-        powers = targets**2
-        return powers / jnp.maximum(powers.sum(axis=0) + rest**2, np.finfo(np.float32).tiny)[None]
+        power = (targets**2).sum(axis=0, keepdims=True)
+        return _shares(targets, power, jnp.maximum(0, 1 - targets.sum(axis=0, keepdims=True)))
     return targets
+
+
+def _shares(
+    masks: Float[Array, "N K T"], power: Float[Array, "#N K T"], rest: Float[Array, "#N K T"]
+) -> Float[Array, "N K T"]:
+    """Shares of masks in the power of all, and of the rest."""
+    total = jnp.maximum(power + rest**2, np.finfo(np.float32).tiny)
+    return masks**2 / jnp.broadcast_to(total, masks.shape)
