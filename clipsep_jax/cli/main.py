@@ -22,6 +22,7 @@ COMMANDS = {
     "sweep-gamma": ("sweep", "Train a model for each gamma, all at once, and plot the effect."),
     "evaluate": ("evaluate", "Score a model, or estimates of another system, on held-out mixtures."),
     "compare": ("compare", "Say which of several evaluated systems is better, mixture by mixture."),
+    "calibrate": ("calibrate", "Let a model tell whether a sound is there; training does it by itself."),
     "separate": ("separate", "Pull a sound out of a recording by a sentence."),
     "import-torch": ("import_torch", "Turn a checkpoint of the official PyTorch code into a model directory."),
     "export-torch": ("export_torch", "Turn a model into a checkpoint of the official PyTorch code."),

@@ -61,6 +61,9 @@ def _describe_sound(parser: argparse.ArgumentParser) -> None:
         help="soft; binary, above a half; or wiener, where the stems share the mixture's power (default: soft)",
     )
     parser.add_argument("--noise", action="store_true", help="write what each noise mask lets through too")
+    parser.add_argument(
+        "--always", action="store_true", help="let stems sound too where their sound is not likely there"
+    )
     parser.add_argument("--residual", action="store_true", help="write what the stems leave of the recording too")
     parser.add_argument(
         "--above",
@@ -139,7 +142,7 @@ def _job(options: argparse.Namespace, separator: "Separator") -> "Job":
     job = Job(
         targets=tuple(targets),
         out=options.out,
-        options=Options(masks=options.masks, above=options.above, noise=options.noise),
+        options=Options(masks=options.masks, above=options.above, noise=options.noise, always=options.always),
         form=StemFormat(options.format, options.bits, options.clip),
         rate=options.rate,
         residual=options.residual,
@@ -179,6 +182,8 @@ def _report(separated: "Separated", *, as_json: bool) -> None:
     if separated.gain < 1:
         times = f"{separated.gain:.2f} times as loud"
         say(f"Stems of {separated.recording} exceed full scale; all of its files are written {times}.", error=True)
+    for path in separated.silent:
+        say(f"{path} is silent: its sound is not likely to be there; --always writes it all the same.", error=True)
     for path in separated.as_float:
         say(f"{path} exceeds full scale; it is written in floats.", error=True)
 

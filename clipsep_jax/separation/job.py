@@ -69,6 +69,8 @@ class Separated:
         rate_hz, num_channels: of the stems.
         gain: of all files, below 1 where they were made quieter together.
         as_float: files that got float bits, as they were too loud for others.
+        presence: how likely each target is there, second by second; ones where the model is not calibrated.
+        silent: the files that are silent because their sounds are not likely to be there.
         took_seconds: how long the work took.
     """
 
@@ -79,6 +81,8 @@ class Separated:
     num_channels: int
     gain: float
     as_float: tuple[Path, ...]
+    presence: tuple[tuple[float, ...], ...]
+    silent: tuple[Path, ...]
     took_seconds: float
 
 
@@ -101,17 +105,35 @@ def separate_file(separator: Separator, recording: Recording, job: Job, progress
         longest = sound.seconds or job.max_seconds
         # The thread must have ended before the recording is closed.
         with closing(blocks), StemFiles(paths, rate, channels, job.form, longest) as files:
-            done = 0
+            done, seconds = 0, []
             for part in separator.stream(
                 blocks, job.targets, rate=rate, options=job.options, chunks_at_once=CHUNKS_AT_ONCE
             ):
                 files.write([*part.stems, *([part.residual] if job.residual else [])])
                 done += part.residual.shape[-1]
+                seconds.append(part.presence)
                 if progress:
                     progress(done / rate, sound.seconds)
             files.finish()
-    took = time.perf_counter() - start
-    return Separated(recording.path, tuple(paths), done / rate, rate, channels, files.gain, files.as_float, took)
+    presence = np.concatenate(seconds, axis=1)
+    silent = [path for path, row in zip(paths, presence, strict=False) if _is_silenced(separator, job, row)]
+    return Separated(
+        recording=recording.path,
+        paths=tuple(paths),
+        seconds=done / rate,
+        rate_hz=rate,
+        num_channels=channels,
+        gain=files.gain,
+        as_float=files.as_float,
+        presence=tuple(tuple(round(float(value), 3) for value in row) for row in presence),
+        silent=tuple(silent),
+        took_seconds=time.perf_counter() - start,
+    )
+
+
+def _is_silenced(separator: Separator, job: Job, presence: Float32[np.ndarray, " S"]) -> bool:
+    calibration = separator.presence
+    return bool(calibration and not job.options.always and presence.max() < calibration.fit.threshold)
 
 
 def _at_rate(sound: SoundBlocks, rate_hz: int) -> Iterator[Float32[np.ndarray, "C L"]]:

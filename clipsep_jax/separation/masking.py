@@ -13,10 +13,14 @@ from jaxtyping import Array, Float, Float32, PyTree
 from scipy.optimize import linear_sum_assignment
 
 from clipsep_jax.config import SpectrogramConfig
+from clipsep_jax.separation.presence import Presence
 from clipsep_jax.spectrogram import log_warped_magnitude, overlap_added, stft_of_frames, unwarp
+from clipsep_jax.structures import MaskLogits
 
 MaskForm = Literal["soft", "binary", "wiener"]
 
+_LEAST_SHARE = 1e-6
+_REFERENCES_AT_ONCE = 4
 _HIGH_SHARE = 2  # gains above the model's band follow the bins above this part of it
 
 
@@ -50,6 +54,8 @@ class Masking:
         config: SpectrogramConfig,
         recipe: Recipe,
         ordered: bool,
+        presence: Presence | None = None,
+        silences: bool = True,
     ):
         """Prepare.
 
@@ -59,16 +65,37 @@ class Masking:
             config: of the model's spectrogram.
             recipe: with the noise masks after the queries' masks, if it has atoms for them.
             ordered: whether the masks of a chunk come in an order that means something.
+            presence: how likely sounds are there is told by it; without it all are taken to be.
+            silences: whether a target is silent where its sound is not likely to be there.
         """
         self._network, self._config, self._recipe, self._ordered = network, config, recipe, ordered
         self._queries = None if queries is None else jnp.asarray(queries)
+        self._presence, self._silences = presence, silences
+        if presence and queries is not None:
+            self._reference_odds = self._odds_of(presence.references)
 
-    def masks(self, chunks: Float32[np.ndarray, "B C L"]) -> Float32[np.ndarray, "B A K T"]:
-        """The masks of chunks, of each of which the samples of all frames are given."""
-        masks = _masks(*self._network, jnp.asarray(chunks), self._queries, self._config)
-        return np.asarray(masks)[:, : self._recipe.plus.shape[1]]
+    def masks(self, chunks: Float32[np.ndarray, "B C L"]) -> Float32[np.ndarray, "B A J T"]:
+        """The masks of chunks, of each of which the samples of all frames are given.
 
-    def order(self, before: Float32[np.ndarray, "A K T"], masks: Float32[np.ndarray, "A K T"]) -> Sequence[int]:
+        A row below each, J = K + 1, is the probability that its sound is there, which is cross-faded too.
+        """
+        found, odds = _masks(*self._network, jnp.asarray(chunks), self._queries, self._config)
+        num_atoms = self._recipe.plus.shape[1]
+        masks = np.ones((len(found), num_atoms, found.shape[2] + 1, found.shape[3]), np.float32)
+        masks[:, :, :-1] = np.asarray(found)[:, :num_atoms]
+        if self._presence and self._queries is not None:
+            probability = self._presence.probability(np.asarray(odds), self._reference_odds)
+            masks[:, : probability.shape[1], -1] = probability[..., None]
+        return masks
+
+    def _odds_of(self, references: Float32[np.ndarray, "R K T"]) -> Float32[np.ndarray, "R A"]:
+        """The log odds of the queries' shares in references, in parts of one size."""
+        starts = range(0, len(references), _REFERENCES_AT_ONCE)
+        parts = [references[np.arange(start, start + _REFERENCES_AT_ONCE) % len(references)] for start in starts]
+        odds = [_reference_odds(*self._network, jnp.asarray(part), self._queries) for part in parts]
+        return np.concatenate([np.asarray(part) for part in odds])[: len(references)]
+
+    def order(self, before: Float32[np.ndarray, "A J T"], masks: Float32[np.ndarray, "A J T"]) -> Sequence[int]:
         """The order in which a chunk's masks go on with the chunk's before it, from frames that both cover."""
         if self._ordered:
             return range(len(masks))
@@ -77,15 +104,21 @@ class Masking:
 
     def through(
         self,
-        masks: Float32[np.ndarray, "A K T"],
+        masks: Float32[np.ndarray, "A J T"],
         samples: Float32[np.ndarray, "C L"],
         gates: Float32[np.ndarray, "N T"],
-    ) -> tuple[Float32[np.ndarray, "N C L"], Float32[np.ndarray, "N T"]]:
-        """What targets let through, as in `spectrogram.overlap_added`, and their gains in the highest bins."""
+    ) -> tuple[Float32[np.ndarray, "N C L"], Float32[np.ndarray, "N T"], Float32[np.ndarray, "N T"]]:
+        """What targets let through, as in `spectrogram.overlap_added`, their gains in the highest bins, and presence.
+
+        The presence of a target is that of the likeliest of the sounds that it sums.
+        """
         recipe = self._recipe
-        values = (masks, samples, gates, recipe.plus, recipe.minus)
+        present = (recipe.plus[:, :, None] * masks[None, :, -1]).max(axis=1)
+        if self._presence and self._silences:
+            gates = gates * (present >= self._presence.fit.threshold)
+        values = (masks[:, :-1], samples, gates, recipe.plus, recipe.minus)
         sounds, gains = _through(*map(jnp.asarray, values), recipe.form, self._config)
-        return np.asarray(sounds), np.asarray(gains)
+        return np.asarray(sounds), np.asarray(gains), present
 
 
 # The network comes as arguments: all models of one config share the compiled programs, which keep none of them alive.
@@ -94,14 +127,39 @@ class Masking:
 @partial(jax.jit, static_argnames="config")
 def _masks(
     graphdef: nnx.GraphDef, state: PyTree, chunks: Float[Array, "B C L"], queries: Any, config: SpectrogramConfig
-) -> Float[Array, "B A K T"]:
-    """The masks of queries, then those of noise. Channels count by their power, as no phase makes it vanish."""
+) -> tuple[Float[Array, "B A K T"], Float[Array, "B N"]]:
+    """The masks of queries, then those of noise; and `share_odds` of the first.
+
+    Channels count by their power, as no phase makes it vanish.
+    """
     magnitude = jnp.sqrt(jnp.mean(jnp.abs(stft_of_frames(chunks, config)) ** 2, axis=1))
-    if queries is not None:
-        queries = jnp.broadcast_to(queries, (len(chunks), *queries.shape))
-    logits = nnx.merge(graphdef, state)(log_warped_magnitude(magnitude, config), queries)
+    inputs = log_warped_magnitude(magnitude, config)
+    logits = _logits(graphdef, state, inputs, queries)
     all_logits = [logits.query] if logits.noise is None else [logits.query, logits.noise]
-    return jax.nn.sigmoid(jnp.concatenate(all_logits, axis=1))
+    return jax.nn.sigmoid(jnp.concatenate(all_logits, axis=1)), share_odds(jax.nn.sigmoid(logits.query), inputs)
+
+
+@jax.jit
+def _reference_odds(graphdef: nnx.GraphDef, state: PyTree, inputs: Float[Array, "B K T"], queries: Any) -> Any:
+    return share_odds(jax.nn.sigmoid(_logits(graphdef, state, inputs, queries).query), inputs)
+
+
+def _logits(graphdef: nnx.GraphDef, state: PyTree, inputs: Float[Array, "B K T"], queries: Any) -> MaskLogits:
+    if queries is not None:
+        queries = jnp.broadcast_to(queries, (len(inputs), *queries.shape))
+    return nnx.merge(graphdef, state)(inputs, queries)
+
+
+def share_odds(masks: Float[Array, "B N K T"], inputs: Float[Array, "B K T"]) -> Float[Array, "B N"]:
+    """The log odds of the share of a sound's energy that masks let through.
+
+    Args:
+        masks: in [0, 1].
+        inputs: `log_warped_magnitude` of the sound.
+    """
+    power = jnp.exp(2 * (inputs - inputs.max(axis=(1, 2), keepdims=True)))[:, None]
+    share = jnp.sum(masks**2 * power, axis=(2, 3)) / jnp.sum(power, axis=(2, 3))
+    return jnp.log(share + _LEAST_SHARE) - jnp.log(1 - share + _LEAST_SHARE)
 
 
 @partial(jax.jit, static_argnames=("form", "config"))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -61,10 +61,12 @@ class Queue:
 
 @dataclass(frozen=True)
 class Block:
-    """A further block of all stems, and of the mixture that they are made of."""
+    """A further block of all stems, of the mixture that they are made of, and presence in frames that are new."""
 
     stems: Float32[np.ndarray, "N C L"]
     mixture: Float32[np.ndarray, "C L"]
+    presence: Float32[np.ndarray, "N T"]
+    is_last: bool = False
 
 
 class RateStream:
@@ -126,22 +128,22 @@ class RateStream:
         self._stems.add(self._up_stems(stems.sounds[..., :0], last=True))
         for queue in (self._stems, self._known):
             queue.fill(self._mixture.length)  # lengths are rounded
-        yield self._complete(self._mixture.length)
+        yield replace(self._complete(self._mixture.length, stems.presence[:, :0]), is_last=True)
         self._start()
 
     def _add(self, stems: Stems) -> Block:
         self._stems.add(self._up_stems(stems.sounds))
         self._gains.append(stems.gains)
         queues = (self._mixture, self._stems) if self._above == "mute" else (self._mixture, self._stems, self._known)
-        return self._complete(min(queue.length for queue in queues))
+        return self._complete(min(queue.length for queue in queues), stems.presence)
 
-    def _complete(self, length: int) -> Block:
+    def _complete(self, length: int, presence: Float32[np.ndarray, "N T"]) -> Block:
         mixture, stems = self._mixture.take(length), self._stems.take(length)
         if self._above != "mute":
             unknown = mixture - self._known.take(length)
             stems = stems + (self._gain(length)[:, None] * unknown if self._above == "scale" else unknown)
         self._num_done += length
-        return Block(stems, mixture)
+        return Block(stems, mixture, presence)
 
     def _gain(self, length: int) -> Float32[np.ndarray, "N L"]:
         """Of each stem's highest bins, for the next samples."""

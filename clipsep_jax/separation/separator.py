@@ -23,6 +23,7 @@ from clipsep_jax.queries.prompts import prompt_for
 from clipsep_jax.queries.table import EmbeddingTable
 from clipsep_jax.separation.chunks import ChunkPlan
 from clipsep_jax.separation.masking import Masking
+from clipsep_jax.separation.presence import Presence
 from clipsep_jax.separation.rates import Block, RateStream
 from clipsep_jax.separation.stream import MaskStream
 from clipsep_jax.separation.targets import Target, gates_of, recipe_for
@@ -44,10 +45,13 @@ class Separation:
     Attributes:
         stems: one per target, then the noise masks' where they are asked for.
         residual: the input without the stems.
+        presence: how likely each target is there in each second that is complete; ones where the model is not
+            calibrated, and for noise masks.
     """
 
     stems: Float32[np.ndarray, "N *C L"]
     residual: Float32[np.ndarray, "*C L"]
+    presence: Float32[np.ndarray, "N S"]
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,14 @@ class Options:
         above: what a stem gets of the bands that the model does not know, at rates above its own: what there is
             ("keep"), nothing ("mute"), or as much as it has of the highest band that the model knows ("scale").
         noise: whether each noise mask gives a stem too.
+        always: whether stems sound too where a calibrated model does not find the sound.
         overlap, fade: see `ChunkPlan`.
     """
 
     masks: Literal["soft", "binary", "wiener"] = "soft"
     above: Literal["keep", "mute", "scale"] = "scale"
     noise: bool = False
+    always: bool = False
     overlap: float = ChunkPlan.overlap
     fade: Literal["linear", "cosine"] = ChunkPlan.fade
 
@@ -75,10 +81,16 @@ DEFAULT_OPTIONS = Options()
 class SeparationStream:
     """Separates a sound that comes block by block: `push` gives what is complete by a block, `finish` the rest."""
 
-    def __init__(self, stream: RateStream, rate_hz: int, model: str):
-        self._stream, self._model = stream, model
+    def __init__(self, stream: RateStream, rate_hz: int, frames_a_second: float, model: str):
+        self._stream, self._model, self._frames_a_second = stream, model, frames_a_second
         self.latency_seconds: float = stream.latency_samples / rate_hz
+        self._start()
+
+    def _start(self) -> None:
         self._shape: tuple[int, ...] | None = None
+        self._presence: np.ndarray | None = None  # of frames of seconds that are not complete
+        self._num_seconds = 0
+        self._num_frames = 0  # of seconds that are complete
 
     def push(self, samples: Float[np.ndarray, "*C L"]) -> Iterator[Separation]:
         """Takes the next samples, of one channel [L] or of several [C L].
@@ -102,12 +114,12 @@ class SeparationStream:
         """Gives the rest; afterwards the stream is as new."""
         for block in self._stream.finish():
             yield self._separation(block)
-        self._shape = None
+        self._start()
 
     def reset(self) -> None:
         """Forgets the sound so far."""
         self._stream.reset()
-        self._shape = None
+        self._start()
 
     def _separation(self, block: Block) -> Separation:
         stems, mixture = block.stems, block.mixture
@@ -115,7 +127,23 @@ class SeparationStream:
             raise InputError(f"{self._model} gives sounds that are not finite here; take another model.")
         if self._shape == ():
             stems, mixture = stems[:, 0], mixture[0]
-        return Separation(stems, mixture - stems.sum(axis=0))
+        return Separation(stems, mixture - stems.sum(axis=0), self._seconds(block))
+
+    def _seconds(self, block: Block) -> Float32[np.ndarray, "N S"]:
+        """The mean presence of each further second; a last half of one counts as one."""
+        frames = block.presence
+        self._presence = frames if self._presence is None else np.concatenate([self._presence, frames], axis=1)
+        means = []
+        while True:
+            end = round((self._num_seconds + 1) * self._frames_a_second) - self._num_frames
+            missing = end - self._presence.shape[1]
+            ends_here = block.is_last and self._presence.shape[1] and (missing < end / 2 or not self._num_seconds)
+            if missing > 0 and not ends_here:
+                break
+            means.append(self._presence[:, :end].mean(axis=1))
+            self._presence = self._presence[:, end:]
+            self._num_seconds, self._num_frames = self._num_seconds + 1, self._num_frames + end
+        return np.stack(means, axis=1) if means else frames[:, :0]
 
 
 class Separator:
@@ -165,6 +193,12 @@ class Separator:
         return encoder
 
     @cached_property
+    def presence(self) -> Presence | None:
+        """What tells whether a sound is there, if the model is calibrated."""
+        config = self.config.spectrogram
+        return Presence.load(self.model_dir.folder, (config.num_warped_bins, config.num_frames))
+
+    @cached_property
     def table(self) -> EmbeddingTable:
         """The embeddings of labels that a model of sentence queries was trained with."""
         return EmbeddingTable.load(self.model_dir.folder / TABLE_FILE)
@@ -199,6 +233,13 @@ class Separator:
         """Mask logits of clips of the training length, each by its own queries (see `embed`)."""
         batch = None if queries is None else jnp.asarray(queries)
         return _logits(*self._network, jnp.asarray(mixtures), batch, self.config.spectrogram)
+
+    def logits_of_inputs(
+        self, inputs: Float[np.ndarray, "B K T"], queries: Float[np.ndarray, "B N Q"] | Int[np.ndarray, "B N"] | None
+    ) -> MaskLogits:
+        """Mask logits of what the network sees of clips (`log_warped_magnitude`), each by its own queries."""
+        batch = None if queries is None else jnp.asarray(queries)
+        return _input_logits(*self._network, jnp.asarray(inputs), batch)
 
     def mask_logits(
         self, magnitude: Float[AnyArray, "F T"], queries: Float[AnyArray, "N Q"] | Int[AnyArray, " N"] | None
@@ -240,13 +281,15 @@ class Separator:
         recipe, atoms = recipe_for(targets, self.config.model, options.masks, noise=options.noise)
         embedded, config = self.embed(atoms), self.config.spectrogram
         ordered = not self.config.model.num_learned_queries
-        masking = Masking(self._network, embedded, config, recipe, ordered)
+        presence = self.presence if ordered else None
+        masking = Masking(self._network, embedded, config, recipe, ordered, presence, silences=not options.always)
         plan = ChunkPlan(config.num_frames, options.overlap, options.fade)
         gates = gates_of(targets, len(recipe.plus), config)
         stream = MaskStream(masking, config, plan, gates, chunks_at_once)
         rate = rate or self.sample_rate_hz
         at_rate = RateStream(stream, rate, self.sample_rate_hz, config.hop_samples, options.above)
-        return SeparationStream(at_rate, rate, str(self.model_dir.folder))
+        frames_a_second = config.sample_rate_hz / config.hop_samples
+        return SeparationStream(at_rate, rate, frames_a_second, str(self.model_dir.folder))
 
     def stream(
         self,
@@ -295,11 +338,21 @@ class Separator:
             done += part.residual.shape[-1]
             if progress:
                 progress(done / length)
-        stems = np.concatenate([part.stems for part in found], axis=-1)
-        return Separation(stems, np.concatenate([part.residual for part in found], axis=-1))
+        stems, residual, presence = (
+            np.concatenate([getattr(part, name) for part in found], axis=-1)
+            for name in ("stems", "residual", "presence")
+        )
+        return Separation(stems, residual, presence)
 
 
 # The network comes as arguments: separators of one config share the compiled programs, which keep none of them alive.
+
+
+@jax.jit
+def _input_logits(
+    graphdef: nnx.GraphDef, state: PyTree, inputs: Float[Array, "B K T"], queries: _Queries
+) -> MaskLogits:
+    return nnx.merge(graphdef, state)(inputs, queries)
 
 
 @partial(jax.jit, static_argnames="config")
@@ -310,7 +363,7 @@ def _mask_logits(
     queries: _Queries,
     config: SpectrogramConfig,
 ) -> MaskLogits:
-    return nnx.merge(graphdef, state)(log_warped_magnitude(magnitude, config), queries)
+    return _input_logits(graphdef, state, log_warped_magnitude(magnitude, config), queries)
 
 
 @partial(jax.jit, static_argnames="config")

@@ -5,7 +5,7 @@ pass through them and are added up where they lie.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float32
@@ -25,10 +25,12 @@ class Stems:
     Attributes:
         sounds: the samples.
         gains: of the highest bins, in frames that are new; frame t of all is centred at sample t * hop.
+        presence: how likely the sounds are there, in these frames.
     """
 
     sounds: Float32[np.ndarray, "N C L"]
     gains: Float32[np.ndarray, "N T"]
+    presence: Float32[np.ndarray, "N T"]
 
 
 @dataclass
@@ -102,7 +104,7 @@ class MaskStream:
         self._fade_in([num_frames - plan.num_frames], [None])
         given = max(0, state.num_done * self._config.hop_samples - self._half)
         for stems in (*self._complete(num_frames), self._rest()):
-            yield Stems(stems.sounds[..., : max(0, length - given)], stems.gains)
+            yield replace(stems, sounds=stems.sounds[..., : max(0, length - given)])
             given += stems.sounds.shape[-1]
         self.reset()
 
@@ -164,7 +166,7 @@ class MaskStream:
         filled = [(0, 0)] * (state.faded.ndim - 1) + [(0, self._piece - count)]
         masks = np.pad(state.faded[..., :count], filled)
         gates = np.pad(self._gates(start, start + count), ((0, 0), (0, self._piece - count)))
-        sums, gains = self._masking.through(masks, self._samples(start, self._piece), gates)
+        sums, gains, presence = self._masking.through(masks, self._samples(start, self._piece), gates)
         sums, squares = np.array(sums), squares_added(count, self._config)
         overlap = 2 * self._half - hop
         if state.tail is not None:
@@ -173,13 +175,14 @@ class MaskStream:
         end = count * hop
         state.tail, state.squares = sums[..., end : end + overlap].copy(), squares[end:]
         skip = max(0, self._half - start * hop)
-        return Stems((sums[..., :end] / divisors(squares[:end]))[..., skip:], gains[:, :count])
+        return Stems((sums[..., :end] / divisors(squares[:end]))[..., skip:], gains[:, :count], presence[:, :count])
 
     def _rest(self) -> Stems:
         """What the last frames reach."""
         state = self._state
         assert state.tail is not None
-        return Stems(state.tail / divisors(state.squares), np.zeros((len(state.tail), 0), np.float32))
+        none = np.zeros((len(state.tail), 0), np.float32)
+        return Stems(state.tail / divisors(state.squares), none, none)
 
     def _samples(self, start: int, num_frames: int) -> np.ndarray:
         """The samples of frames, zeros where the sound is not."""

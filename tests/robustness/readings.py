@@ -33,6 +33,7 @@ from clipsep_jax.model_dir import describe, open_model_dir
 from clipsep_jax.official.arguments import read_train_args
 from clipsep_jax.official.checkpoint import export_torch
 from clipsep_jax.queries.table import EmbeddingTable, read_table
+from clipsep_jax.separation.presence import Fit, Presence
 from clipsep_jax.sound_files import open_sound, write_sound
 from clipsep_jax.training.loop import train
 from clipsep_jax.training.members import GIVEN_UP_NAME
@@ -79,10 +80,17 @@ def _copied(source: Callable[[Path, Path], Path]) -> Callable[[Path, Path, Path]
     return lambda folder, model, encoder: shutil.copytree(source(model, encoder), folder)
 
 
+def _make_model(folder: Path, model: Path, _: Path) -> None:
+    shutil.copytree(model / "best", folder)
+    references = np.zeros((2, 256, 8), np.float32)
+    Presence(references, Fit(1.0, 0.0, 0.5, 0.9, 0.8, 128, 128)).save(folder)
+
+
 def _read_model(folder: Path, _: Path) -> None:
     model = open_model_dir(folder)
     describe(model)
     model.load_model()
+    Presence.load(model.folder, (256, 8))
 
 
 def _make_separation(folder: Path, model: Path, _: Path) -> None:
@@ -241,7 +249,7 @@ def _read_media(folder: Path, _: Path) -> None:
 CHANGED: dict[str, str] = {}  # the name of the file that is not as it was, by kind, where only that need be read
 
 READINGS = {
-    "model": Reading(_copied(lambda model, _: model / "best"), _read_model, ("config.json",)),
+    "model": Reading(_make_model, _read_model, ("config.json",)),
     "encoder": Reading(
         _copied(lambda _, encoder: encoder),
         _read_encoder,

@@ -35,7 +35,7 @@ def let_all_through(monkeypatch) -> None:
     """From now on all masks are ones."""
 
     def masks(self, chunks):
-        return np.ones((len(chunks), self._recipe.plus.shape[1], 256, 8), np.float32)
+        return np.ones((len(chunks), self._recipe.plus.shape[1], 257, 8), np.float32)
 
     monkeypatch.setattr(Masking, "masks", masks)
 
@@ -134,7 +134,7 @@ def test_the_bands_above_the_models_are_kept_muted_or_scaled(separator, monkeypa
     for above, wanted in (("keep", 1.0), ("mute", 0.0)):
         stem = separator.separate(high, [query()], rate=rate, options=Options(above=above)).stems[0]
         np.testing.assert_allclose(stem[middle], wanted * high[middle], atol=1e-3)
-    monkeypatch.setattr(Masking, "masks", lambda self, chunks: np.full((len(chunks), 1, 256, 8), 0.25, np.float32))
+    monkeypatch.setattr(Masking, "masks", lambda self, chunks: np.full((len(chunks), 1, 257, 8), 0.25, np.float32))
     both = high + tone(6_000, rate, length)
     stem = separator.separate(both, [query()], rate=rate).stems[0]
     np.testing.assert_allclose(stem[middle], 0.25 * both[middle], atol=1e-3)
