@@ -94,8 +94,10 @@ RUNS = (
     Run(
         "benchmarks.separate",
         {
-            "real_time_factor": "seconds of audio a second",
+            "real_time_factor": "seconds of audio a second, from file to file",
+            "first_block_seconds": "seconds to the first block",
             "peak_bytes": "peak bytes of the process",
+            "eight_queries_ratio": "times as long by eight queries as by one",
             "percent_per_extra_query": "percent more for an extra query's mask logits",
         },
     ),

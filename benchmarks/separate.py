@@ -1,9 +1,11 @@
-"""Speed and memory of separation, for recordings of several lengths, and the cost of an extra query.
+"""Speed and memory of separation from files to files, for recordings of several lengths, and the cost of more queries.
 
-`real_time_factor` is seconds of audio per second of work; loading and compiling are reported as `start_seconds`, as
-they are the same for every length. `peak_bytes` is the most memory that the whole process held, the recording, its
-stems and the compiler included; each length runs in a fresh process. `extra_query_percent` is how much longer the mask
-logits of two queries take than those of one, and `percent_per_extra_query` the same for more, divided by their number.
+`real_time_factor` is seconds of audio per second of work, with decoding and writing; compiling and loading come before.
+`first_block_seconds` is how long it takes from a loaded, compiled model to the first block of stems. `peak_bytes` is
+the most memory that the whole process held, the compiler included; each recording is separated in a fresh process.
+`eight_queries_ratio` is how many times as long eight queries take as one, from a mono file to files, by turns.
+`extra_query_percent` is how much longer the mask logits of two queries take than those of one, and
+`percent_per_extra_query` the same for more, divided by their number.
 """
 
 import argparse
@@ -13,40 +15,77 @@ import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
 import numpy as np
+import soundfile
 
 from benchmarks.machine import machine, peak_memory_bytes
-from benchmarks.random_model import random_queries, random_sound, write_random_model
+from benchmarks.random_model import random_queries, write_random_model
 from benchmarks.train_step import nit_config, seconds_of
 from clipsep_jax.config import Config
+from clipsep_jax.separation.files import Recording
+from clipsep_jax.separation.job import Job, separate_file
 from clipsep_jax.separation.separator import Separator
+from clipsep_jax.separation.targets import Target
+
+KINDS = {"mono 16 kHz": (16_000, 1), "stereo 44.1 kHz": (44_100, 2)}
+QUERY_SECONDS, QUERY_TURNS = 60, 5
 
 
-def separate_once(folder: Path, seconds: float) -> dict[str, float]:
+def write_noise(path: Path, kind: str, seconds: float) -> Recording:
+    """A recording of noise of 16 bits."""
+    rate, channels = KINDS[kind]
+    rng, left = np.random.default_rng(2), round(seconds * rate)
+    with soundfile.SoundFile(path, "w", rate, channels, "PCM_16") as file:
+        while left > 0:
+            some = min(left, 10 * rate)
+            file.write(rng.uniform(-0.5, 0.5, (some, channels)).astype(np.float32))
+            left -= some
+    return Recording(path, PurePath(path.stem))
+
+
+def job_of(config: Config, num_queries: int, out: Path) -> Job:
+    queries = random_queries(config, num_queries)
+    return Job(tuple(Target((query,), name=f"query {n}") for n, query in enumerate(queries)), out)
+
+
+def separate_once(folder: Path, kind: str, seconds: float) -> dict[str, float]:
     """Separates a recording by one query; to be called in a fresh process."""
-    start = time.perf_counter()
     separator = Separator.load(folder)
-    queries = random_queries(separator.config, 1)
-    separator.separate(random_sound(separator.config, 1), queries)  # compiles
-    start_seconds = time.perf_counter() - start
-    sound = random_sound(separator.config, seconds)
-    work_seconds = seconds_of(lambda: separator.separate(sound, queries))
+    job = job_of(separator.config, 1, folder / "out")
+    separate_file(separator, write_noise(folder / "short.wav", kind, 10), job)  # compiles
+    recording = write_noise(folder / "long.wav", kind, seconds)
+    blocks: list[float] = []
+    start = time.perf_counter()
+    separated = separate_file(separator, recording, job, lambda *_: blocks.append(time.perf_counter() - start))
+    for path in (*separated.paths, recording.path):
+        path.unlink()
     return {
-        "real_time_factor": round(seconds / work_seconds, 2),
+        "real_time_factor": round(seconds / separated.took_seconds, 2),
         "peak_bytes": peak_memory_bytes(),
-        "work_seconds": round(work_seconds, 3),
-        "start_seconds": round(start_seconds, 1),
+        "first_block_seconds": round(blocks[0], 2),
     }
 
 
-def in_fresh_process(folder: Path, seconds: float) -> dict[str, float]:
+def in_fresh_process(folder: Path, kind: str, seconds: float) -> dict[str, float]:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(separate_once, folder, seconds).result()
+        return pool.submit(separate_once, folder, kind, seconds).result()
+
+
+def eight_queries_ratio(separator: Separator, folder: Path, seconds: float) -> float:
+    """How many times as long eight queries take as one, from a file to files; the median of turns."""
+    recording = write_noise(folder / "queries.wav", "mono 16 kHz", seconds)
+    jobs = [job_of(separator.config, count, folder / "out") for count in (1, 8)]
+    ratios = []
+    for turn in range(1 + QUERY_TURNS):
+        one, eight = (separate_file(separator, recording, job).took_seconds for job in jobs)
+        if turn:  # the first one compiles
+            ratios.append(eight / one)
+    return round(statistics.median(ratios), 2)
 
 
 def query_seconds(separator: Separator, counts: Sequence[int], num_turns: int) -> list[list[float]]:
@@ -74,8 +113,12 @@ def measure(
     """Separates recordings of these lengths; then compares 1 query with each of `counts`, which starts with 2."""
     with TemporaryDirectory() as temporary:
         folder = write_random_model(Path(temporary) / "model", config)
-        lengths = {f"{length:g} s": in_fresh_process(folder, length) for length in seconds}
-        turns = query_seconds(Separator.load(folder), counts, num_turns)
+        lengths = {
+            f"{kind}, {length:g} s": in_fresh_process(folder, kind, length) for kind in KINDS for length in seconds
+        }
+        separator = Separator.load(folder)
+        ratio = eight_queries_ratio(separator, folder, min(QUERY_SECONDS, max(seconds)))
+        turns = query_seconds(separator, counts, num_turns)
     percent = [
         statistics.median(100 * (turn[1 + i] / turn[0] - 1) / (count - 1) for turn in turns)
         for i, count in enumerate(counts)
@@ -83,6 +126,7 @@ def measure(
     medians = [statistics.median(turn[i] for turn in turns) for i in range(1 + len(counts))]
     return {
         **{name: {length: facts[name] for length, facts in lengths.items()} for name in next(iter(lengths.values()))},
+        "eight_queries_ratio": ratio,
         "extra_query_percent": round(percent[0], 2),
         "percent_per_extra_query": {f"{n} queries": round(p, 2) for n, p in zip(counts, percent, strict=True)},
         "mask_logits_seconds": {f"{n} queries": round(s, 5) for n, s in zip((1, *counts), medians, strict=True)},
@@ -94,7 +138,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, nargs="+", default=[10, 600, 7200], help="lengths of the recordings")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[600, 7200], help="lengths of the recordings")
     parser.add_argument("--width", type=int, default=64, help="channels of the network's first level")
     parser.add_argument("--turns", type=int, default=50, help="repeats of the comparison of queries")
     options = parser.parse_args()

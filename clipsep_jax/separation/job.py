@@ -18,7 +18,7 @@ from clipsep_jax.separation.stem_files import WAV, StemFiles, StemFormat
 from clipsep_jax.separation.targets import Target
 from clipsep_jax.sound_files import open_sound
 
-MOST_BYTES_AHEAD = 2**25  # of decoded sound
+MOST_BYTES_AHEAD = 2**23  # of decoded sound
 
 Progress = Callable[[float, float | None], None]  # seconds of sound that are done, and all, if known
 

@@ -116,8 +116,9 @@ class Masking:
         present = (recipe.plus[:, :, None] * masks[None, :, -1]).max(axis=1)
         if self._presence and self._silences:
             gates = gates * (present >= self._presence.fit.threshold)
-        values = (masks[:, :-1], samples, gates, recipe.plus, recipe.minus)
-        sounds, gains = _through(*map(jnp.asarray, values), recipe.form, self._config)
+        minus = jnp.asarray(recipe.minus) if recipe.minus.any() else None
+        values = map(jnp.asarray, (masks[:, :-1], samples, gates, recipe.plus))
+        sounds, gains = _through(*values, minus, recipe.form, self._config)
         return np.asarray(sounds), np.asarray(gains), present
 
 
@@ -168,34 +169,43 @@ def _through(
     samples: Float[Array, "C L"],
     gates: Float[Array, "N T"],
     plus: Float[Array, "N A"],
-    minus: Float[Array, "N A"],
+    minus: Float[Array, "N A"] | None,
     form: MaskForm,
     config: SpectrogramConfig,
 ) -> tuple[Float[Array, "N C L"], Float[Array, "N T"]]:
-    targets = unwarp(_of_targets(masks, plus, minus, form) * gates[:, None], config)
     spectrum = stft_of_frames(samples, config)
-    power = jnp.sum(jnp.abs(spectrum) ** 2, axis=0)[None, config.num_bins // _HIGH_SHARE :]
-    high = jnp.sum(targets[:, config.num_bins // _HIGH_SHARE :] * power, axis=1)
-    gains = high / jnp.maximum(jnp.sum(power, axis=1), np.finfo(np.float32).tiny)
-    return overlap_added(targets[:, None].astype(spectrum.dtype) * spectrum[None], config), gains
+    power = jnp.sum(jnp.abs(spectrum) ** 2, axis=0)[config.num_bins // _HIGH_SHARE :]
+    total = jnp.maximum(jnp.sum(power, axis=0), np.finfo(np.float32).tiny)
+
+    def one(mask: Float[Array, "K T"]) -> tuple[Float[Array, "C L"], Float[Array, " T"]]:
+        linear = unwarp(mask, config)
+        gain = jnp.sum(linear[config.num_bins // _HIGH_SHARE :] * power, axis=0) / total
+        return overlap_added(linear[None].astype(spectrum.dtype) * spectrum, config), gain
+
+    # One after the other: the spectra of many stems at once do not fit into a CPU's caches.
+    return jax.lax.map(one, _of_targets(masks, plus, minus, form) * gates[:, None])
 
 
 def _of_targets(
-    masks: Float[Array, "A K T"], plus: Float[Array, "N A"], minus: Float[Array, "N A"], form: MaskForm
+    masks: Float[Array, "A K T"], plus: Float[Array, "N A"], minus: Float[Array, "N A"] | None, form: MaskForm
 ) -> Float[Array, "N K T"]:
     """See `Recipe`."""
-    wanted, left_out = (
-        jnp.minimum(1, jnp.einsum("na,akt->nkt", which, masks, precision=jax.lax.Precision.HIGHEST))
-        for which in (plus, minus)
-    )
-    shares = _shares(wanted, wanted**2 + left_out**2, jnp.maximum(0, 1 - wanted - left_out))
-    targets = jnp.where(minus.any(axis=1)[:, None, None], shares, wanted)
+    targets = _summed(plus, masks)
+    if minus is not None:
+        left_out = _summed(minus, masks)
+        shares = _shares(targets, targets**2 + left_out**2, jnp.maximum(0, 1 - targets - left_out))
+        targets = jnp.where(minus.any(axis=1)[:, None, None], shares, targets)
     if form == "binary":
         return (targets > 0.5).astype(targets.dtype)
     if form == "wiener":
         power = (targets**2).sum(axis=0, keepdims=True)
         return _shares(targets, power, jnp.maximum(0, 1 - targets.sum(axis=0, keepdims=True)))
     return targets
+
+
+def _summed(which: Float[Array, "N A"], masks: Float[Array, "A K T"]) -> Float[Array, "N K T"]:
+    """Sums of some masks, at most one."""
+    return jnp.minimum(1, jnp.einsum("na,akt->nkt", which, masks, precision=jax.lax.Precision.HIGHEST))
 
 
 def _shares(
