@@ -100,9 +100,9 @@ def separate_file(separator: Separator, recording: Recording, job: Job, progress
         job.form.check(rate, channels)
         for folder in {path.parent for path in paths}:
             folder.mkdir(parents=True, exist_ok=True)
-        longest = sound.seconds or job.max_seconds
+        longest = sound.seconds or float(job.max_seconds)
         blocks = ahead(_at_rate(sound, rate), max(2, MOST_BYTES_AHEAD // (4 * channels * rate)))
-        longest = sound.seconds or job.max_seconds
+        longest = sound.seconds or float(job.max_seconds)
         # The thread must have ended before the recording is closed.
         with closing(blocks), StemFiles(paths, rate, channels, job.form, longest) as files:
             done, seconds = 0, []

@@ -158,7 +158,8 @@ class _Stem:
             num_bytes = float("inf") if self._seconds is None else self._seconds * self._rate_hz * self._num_channels
             if name == "WAV" and num_bytes * width > _MOST_WAV_BYTES:
                 name = "RF64"
-            return soundfile.SoundFile(self.partial, "w", self._rate_hz, self._num_channels, subtype, format=name)
+            path = os.fsencode(self.partial)  # names need not be UTF-8
+            return soundfile.SoundFile(path, "w", self._rate_hz, self._num_channels, subtype, format=name)
 
     def write(self, samples: Float32[np.ndarray, "C L"]) -> None:
         self.peak = max(self.peak, float(np.abs(samples).max(initial=0.0)))
@@ -191,7 +192,7 @@ class _Stem:
             old = self.partial.with_suffix(".old.partial")
             os.replace(self.partial, old)
             try:
-                with soundfile.SoundFile(old) as source:
+                with soundfile.SoundFile(os.fsencode(old)) as source:
                     blocks = (
                         block * np.float32(gain)
                         for block in source.blocks(_BLOCK_SAMPLES, dtype="float32", always_2d=True)
@@ -210,7 +211,7 @@ def _write_aac(path: Path, blocks: Iterator[Float32[np.ndarray, "L C"]], rate_hz
     import av
 
     layout = "mono" if num_channels == 1 else "stereo"
-    with av.open(str(path), "w", format="ipod") as container:
+    with path.open("wb") as file, av.open(file, "w", format="ipod") as container:
         stream = container.add_stream("aac", rate=rate_hz, layout=layout)
         stream.bit_rate = 96_000 * num_channels
         done = 0
