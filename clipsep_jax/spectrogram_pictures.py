@@ -1,6 +1,6 @@
 """Pictures of spectrograms and masks, for TensorBoard and for reports."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -39,6 +39,34 @@ def draw_sounds(sounds: Mapping[str, Float[np.ndarray, " L"]], config: Spectrogr
         _show_decibels(axes, level, top, extent=(0, seconds, 0, config.sample_rate_hz / 2000))
         axes.set(title=name, xlabel="s")
     plots[0].set_ylabel("kHz")
+    return figure
+
+
+def draw_separation(
+    mixture: Float[np.ndarray, "F T"],
+    stems: Float[np.ndarray, "N F T"],
+    titles: Sequence[str],
+    seconds: float,
+    top_khz: float,
+) -> Figure:
+    """The power of a mixture above, and for each stem a row of the share that it got and of its own power."""
+    figure = Figure(figsize=(12, 2.6 * (1 + len(stems))), layout="constrained")
+    plots = figure.subplots(1 + len(stems), 2, squeeze=False, sharex=True, sharey=True)
+    extent = (0.0, seconds, 0.0, top_khz)
+    level = 10 * np.log10(np.maximum(mixture, 1e-10))
+    top = float(level.max())
+    _show_decibels(plots[0][0], level, top, extent=extent)
+    plots[0][0].set_title("mixture")
+    plots[0][1].set_axis_off()
+    for (share, result), stem, title in zip(plots[1:], stems, titles, strict=True):
+        _show(share, np.sqrt(np.minimum(1, stem / np.maximum(mixture, 1e-10))), 0.0, 1.0, extent=extent)
+        share.set_title(f"{title}: mask")
+        _show_decibels(result, 10 * np.log10(np.maximum(stem, 1e-10)), top, extent=extent)
+        result.set_title(f"{title}: result")
+    for row in plots:
+        row[0].set_ylabel("kHz")
+    for axes in plots[-1]:
+        axes.set_xlabel("s")
     return figure
 
 

@@ -90,6 +90,10 @@ def _describe_files(parser: argparse.ArgumentParser) -> None:
         default="scale",
         help="above full scale: make all stems of a recording quieter together, or write floats (default: scale)",
     )
+    parser.add_argument(
+        "--remux", action="store_true", help="write the stems of videos as videos, under their pictures"
+    )
+    parser.add_argument("--spectrogram", action="store_true", help="draw mixture, masks and results into a PNG file")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--skip-existing", action="store_true", help="leave out recordings whose files are all there")
     again.add_argument("--overwrite", action="store_true", help="replace files that are there")
@@ -146,6 +150,8 @@ def _job(options: argparse.Namespace, separator: "Separator") -> "Job":
         form=StemFormat(options.format, options.bits, options.clip),
         rate=options.rate,
         residual=options.residual,
+        remux=options.remux,
+        spectrogram=options.spectrogram,
         max_seconds=3_600 * options.max_hours,
     )
     separator.open_stream(targets, options=job.options)  # refuses a bad query before anything is written

@@ -1,8 +1,8 @@
 """Separates files into files."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,13 @@ import numpy as np
 from jaxtyping import Float32
 
 from clipsep_jax.data_prep.decode.sound_blocks import SoundBlocks
+from clipsep_jax.data_prep.sources.videos import VIDEO_SUFFIXES
+from clipsep_jax.files import staged_folder
 from clipsep_jax.separation.ahead import ahead
 from clipsep_jax.separation.files import Recording, output_paths
+from clipsep_jax.separation.overview import Overview
 from clipsep_jax.separation.rates import Resampler
+from clipsep_jax.separation.remux import check_pictures, remux, video_suffix
 from clipsep_jax.separation.separator import CHUNKS_AT_ONCE, DEFAULT_OPTIONS, Options, Separator
 from clipsep_jax.separation.stem_files import WAV, StemFiles, StemFormat
 from clipsep_jax.separation.targets import Target
@@ -34,6 +38,8 @@ class Job:
         form: of the files.
         rate: of the files, in Hz; None for that of each recording.
         residual: whether what is left is written too.
+        remux: whether the stems of a video are put under its pictures, and written as videos.
+        spectrogram: whether a picture of the mixture, the masks and the results is drawn.
         max_seconds: a longer recording is refused.
     """
 
@@ -43,6 +49,8 @@ class Job:
     form: StemFormat = WAV
     rate: int | None = None
     residual: bool = False
+    remux: bool = False
+    spectrogram: bool = False
     max_seconds: int = 12 * 60 * 60
 
     def titles(self, separator: Separator) -> list[str]:
@@ -55,7 +63,9 @@ class Job:
 
     def paths(self, separator: Separator, recording: Recording) -> list[Path]:
         """The files that a recording gives."""
-        return output_paths(self.out, recording.name, self.titles(separator), self.form.name)
+        is_video = self.remux and recording.path.suffix.lower() in VIDEO_SUFFIXES
+        suffix = video_suffix(recording.path) if is_video else self.form.name
+        return output_paths(self.out, recording.name, self.titles(separator), suffix)
 
 
 @dataclass(frozen=True)
@@ -97,24 +107,28 @@ def separate_file(separator: Separator, recording: Recording, job: Job, progress
     paths = job.paths(separator, recording)
     with open_sound(recording.path, job.max_seconds) as sound:
         rate, channels = job.rate or sound.rate_hz, sound.num_channels
-        job.form.check(rate, channels)
         for folder in {path.parent for path in paths}:
             folder.mkdir(parents=True, exist_ok=True)
-        longest = sound.seconds or float(job.max_seconds)
         blocks = ahead(_at_rate(sound, rate), max(2, MOST_BYTES_AHEAD // (4 * channels * rate)))
         longest = sound.seconds or float(job.max_seconds)
         # The thread must have ended before the recording is closed.
-        with closing(blocks), StemFiles(paths, rate, channels, job.form, longest) as files:
+        with closing(blocks), _stem_files(recording, paths, rate, channels, job, longest) as files:
             done, seconds = 0, []
+            overview = Overview(rate) if job.spectrogram else None
             for part in separator.stream(
                 blocks, job.targets, rate=rate, options=job.options, chunks_at_once=CHUNKS_AT_ONCE
             ):
                 files.write([*part.stems, *([part.residual] if job.residual else [])])
+                if overview:
+                    overview.add(part.residual + part.stems.sum(axis=0), part.stems)
                 done += part.residual.shape[-1]
                 seconds.append(part.presence)
                 if progress:
                     progress(done / rate, sound.seconds)
             files.finish()
+    if overview:
+        (path,) = output_paths(job.out, recording.name, ["spectrogram"], "png")
+        overview.draw(path, job.titles(separator)[: len(seconds[0])])
     presence = np.concatenate(seconds, axis=1)
     silent = [path for path, row in zip(paths, presence, strict=False) if _is_silenced(separator, job, row)]
     return Separated(
@@ -129,6 +143,26 @@ def separate_file(separator: Separator, recording: Recording, job: Job, progress
         silent=tuple(silent),
         took_seconds=time.perf_counter() - start,
     )
+
+
+@contextmanager
+def _stem_files(
+    recording: Recording, paths: Sequence[Path], rate_hz: int, num_channels: int, job: Job, seconds: float
+) -> Iterator[StemFiles]:
+    """The files of the stems; those of videos get their pictures once the sounds are complete."""
+    if all(path.suffix == f".{job.form.name}" for path in paths):
+        with StemFiles(paths, rate_hz, num_channels, job.form, seconds) as files:
+            yield files
+        return
+    StemFormat("m4a").check(rate_hz, num_channels)
+    check_pictures(recording.path)
+    with staged_folder(paths[0].parent) as scratch:
+        videos, sounds = [scratch / path.name for path in paths], [scratch / f"{n}.wav" for n in range(len(paths))]
+        with StemFiles(sounds, rate_hz, num_channels, StemFormat(bits="24"), seconds) as files:
+            yield files
+        for video, sound in zip(videos, sounds, strict=True):
+            remux(recording.path, sound, video)
+            sound.unlink()
 
 
 def _is_silenced(separator: Separator, job: Job, presence: Float32[np.ndarray, " S"]) -> bool:

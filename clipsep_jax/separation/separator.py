@@ -1,10 +1,10 @@
 """Separation of recordings of any length by queries."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,15 @@ from clipsep_jax.queries.table import EmbeddingTable
 from clipsep_jax.separation.chunks import ChunkPlan
 from clipsep_jax.separation.masking import Masking
 from clipsep_jax.separation.presence import Presence
-from clipsep_jax.separation.rates import Block, RateStream
+from clipsep_jax.separation.rates import RateStream
+from clipsep_jax.separation.separation import Separation, SeparationStream
 from clipsep_jax.separation.stream import MaskStream
 from clipsep_jax.separation.targets import Target, gates_of, recipe_for
 from clipsep_jax.spectrogram import apply_masks, log_warped_magnitude, stft
 from clipsep_jax.structures import AnyArray, MaskLogits
+
+if TYPE_CHECKING:
+    from clipsep_jax.separation.job import Separated
 
 _Queries = Float[Array, "B N Q"] | Int[Array, "B N"] | None
 
@@ -36,22 +40,6 @@ _Queries = Float[Array, "B N Q"] | Int[Array, "B N"] | None
 CHUNKS_AT_ONCE = 4  # of a recording that is there as a whole
 BLOCK_SECONDS = 10
 MOST_BARE_WORDS = 3  # of a query that is put into a prompt
-
-
-@dataclass(frozen=True)
-class Separation:
-    """What separation gives, in the channels, at the rate and as long as what was given.
-
-    Attributes:
-        stems: one per target, then the noise masks' where they are asked for.
-        residual: the input without the stems.
-        presence: how likely each target is there in each second that is complete; ones where the model is not
-            calibrated, and for noise masks.
-    """
-
-    stems: Float32[np.ndarray, "N *C L"]
-    residual: Float32[np.ndarray, "*C L"]
-    presence: Float32[np.ndarray, "N S"]
 
 
 @dataclass(frozen=True)
@@ -76,74 +64,6 @@ class Options:
 
 
 DEFAULT_OPTIONS = Options()
-
-
-class SeparationStream:
-    """Separates a sound that comes block by block: `push` gives what is complete by a block, `finish` the rest."""
-
-    def __init__(self, stream: RateStream, rate_hz: int, frames_a_second: float, model: str):
-        self._stream, self._model, self._frames_a_second = stream, model, frames_a_second
-        self.latency_seconds: float = stream.latency_samples / rate_hz
-        self._start()
-
-    def _start(self) -> None:
-        self._shape: tuple[int, ...] | None = None
-        self._presence: np.ndarray | None = None  # of frames of seconds that are not complete
-        self._num_seconds = 0
-        self._num_frames = 0  # of seconds that are complete
-
-    def push(self, samples: Float[np.ndarray, "*C L"]) -> Iterator[Separation]:
-        """Takes the next samples, of one channel [L] or of several [C L].
-
-        Raises:
-            InputError: they are not finite, of another number of channels than before, or give stems that are not
-                finite.
-        """
-        if samples.ndim not in (1, 2) or (self._shape is not None and samples.shape[:-1] != self._shape):
-            raise InputError(
-                f"A sound is [samples] or [channels, samples], the same for all blocks, not {list(samples.shape)}."
-            )
-        if not np.isfinite(samples).all():
-            raise InputError("The recording holds values that are not finite; give another one.")
-        self._shape = samples.shape[:-1]
-        if samples.size:
-            for block in self._stream.push(np.atleast_2d(samples).astype(np.float32)):
-                yield self._separation(block)
-
-    def finish(self) -> Iterator[Separation]:
-        """Gives the rest; afterwards the stream is as new."""
-        for block in self._stream.finish():
-            yield self._separation(block)
-        self._start()
-
-    def reset(self) -> None:
-        """Forgets the sound so far."""
-        self._stream.reset()
-        self._start()
-
-    def _separation(self, block: Block) -> Separation:
-        stems, mixture = block.stems, block.mixture
-        if not np.isfinite(stems).all():
-            raise InputError(f"{self._model} gives sounds that are not finite here; take another model.")
-        if self._shape == ():
-            stems, mixture = stems[:, 0], mixture[0]
-        return Separation(stems, mixture - stems.sum(axis=0), self._seconds(block))
-
-    def _seconds(self, block: Block) -> Float32[np.ndarray, "N S"]:
-        """The mean presence of each further second; a last half of one counts as one."""
-        frames = block.presence
-        self._presence = frames if self._presence is None else np.concatenate([self._presence, frames], axis=1)
-        means = []
-        while True:
-            end = round((self._num_seconds + 1) * self._frames_a_second) - self._num_frames
-            missing = end - self._presence.shape[1]
-            ends_here = block.is_last and self._presence.shape[1] and (missing < end / 2 or not self._num_seconds)
-            if missing > 0 and not ends_here:
-                break
-            means.append(self._presence[:, :end].mean(axis=1))
-            self._presence = self._presence[:, end:]
-            self._num_seconds, self._num_frames = self._num_seconds + 1, self._num_frames + end
-        return np.stack(means, axis=1) if means else frames[:, :0]
 
 
 class Separator:
@@ -306,6 +226,28 @@ class Separator:
             yield from stream.push(block)
         yield from stream.finish()
 
+    def separate_file(
+        self, path: str | Path, queries: Sequence[Query | Target], out: str | Path, **how: Any
+    ) -> "Separated":
+        """Separates a recording or a video into files in a folder, in memory that does not grow with its length.
+
+        Args:
+            path: of the recording.
+            queries: see `open_stream`; a text gives its file the name, as does the name of a `Target`.
+            out: the folder; files that are there are replaced.
+            how: other fields of `job.Job`, such as options, form, rate and residual.
+
+        Raises:
+            InputError: the recording cannot be read, or a query does not suit the model.
+        """
+        from clipsep_jax.separation.files import Recording
+        from clipsep_jax.separation.job import Job, separate_file
+
+        targets = [_named(query, number) for number, query in enumerate(queries, 1)]
+        path = Path(path)
+        job = Job(tuple(targets), Path(out), **how)
+        return separate_file(self, Recording(path, PurePath(path.stem)), job)
+
     def separate(
         self,
         waveform: Float[np.ndarray, "*C L"],
@@ -343,6 +285,13 @@ class Separator:
             for name in ("stems", "residual", "presence")
         )
         return Separation(stems, residual, presence)
+
+
+def _named(query: Query | Target, number: int) -> Target:
+    """A target whose name may stand in that of a file."""
+    target = query if isinstance(query, Target) else Target((query,))
+    texts = [sound for sound in target.sounds if isinstance(sound, str)]
+    return target if target.name else replace(target, name=" + ".join(texts) or f"query {number}")
 
 
 # The network comes as arguments: separators of one config share the compiled programs, which keep none of them alive.

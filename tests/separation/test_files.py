@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path, PurePath
 
+import av
 import numpy as np
 import pytest
 import scipy.signal
@@ -17,9 +18,11 @@ from PIL import Image
 import clipsep_jax
 from clipsep_jax.cli.main import main
 from clipsep_jax.errors import InputError
+from clipsep_jax.separation import overview as overview_module
 from clipsep_jax.separation.ahead import ahead
 from clipsep_jax.separation.files import Recording, find_recordings, output_paths
 from clipsep_jax.separation.job import Job, separate_file
+from clipsep_jax.separation.overview import Overview
 from clipsep_jax.separation.stem_files import StemFiles, StemFormat
 from clipsep_jax.separation.targets import Target, read_targets
 from tests.data_prep.made_media import grey_pictures, make_video, tone
@@ -256,6 +259,45 @@ def test_a_video_is_separated_in_place(tmp_path, trained, capsys):
     assert read_sound(tmp_path / "out" / "v_buzz.wav")[0].shape == read_sound(path)[0].shape
 
 
+def packets(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(container.streams.video[0]) if packet.size]
+
+
+def pictures(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="gray") for frame in container.decode(container.streams.video[0])])
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("v.mp4", "mp4"), ("v.mkv", "mkv"), ("v.ts", "mkv")])
+def test_a_separated_sound_goes_under_the_untouched_pictures(tmp_path, trained, capsys, name, suffix):
+    path = make_video(tmp_path / name, tone(2.0), grey_pictures(20), audio_start=0.5)
+    assert command(path, tmp_path / "out", trained, "--remux", "--always") == 0
+    (out,) = (tmp_path / "out").iterdir()
+    assert capsys.readouterr().out.split() == [str(out)]
+    assert out.name == f"v_buzz.{suffix}"
+    np.testing.assert_array_equal(pictures(out), pictures(path))
+    if not name.endswith(".ts"):  # whose packets have another framing
+        assert packets(out) == packets(path)
+    assert command(path, tmp_path / "sound", trained, "--always") == 0
+    (video_sound, rate), (sound, same_rate) = read_sound(out), read_sound(tmp_path / "sound" / "v_buzz.wav")
+    assert rate == same_rate
+    length = min(video_sound.shape[-1], sound.shape[-1]) - 2_000
+    assert length > 1.9 * rate
+    late = int(0.55 * rate)
+    difference = video_sound[:, late:length] - sound[:, late:length]
+    assert np.mean(difference**2) < 0.05 * np.mean(sound[:, late:length] ** 2)
+
+
+def test_a_sound_file_has_no_pictures_to_keep(folder, tmp_path, trained, capsys):
+    assert command(folder / "y.wav", tmp_path / "out", trained, "--remux") == 0  # stays a sound
+    assert (tmp_path / "out" / "y_buzz.wav").is_file()
+    bare = make_video(tmp_path / "bare.mp4", tone(1.0))
+    assert command(bare, tmp_path / "bare", trained, "--remux") == 2
+    assert "bare.mp4 has no pictures; leave out --remux" in capsys.readouterr().err
+    assert not list((tmp_path / "bare").iterdir())
+
+
 def test_queries_are_read_in_their_order(tmp_path):
     Image.new("RGB", (300, 200), "red").save(tmp_path / "red.png")
     asked = [
@@ -288,6 +330,41 @@ def test_bare_words_are_put_into_prompts(trained):
     assert separator.prompt("dog") == "a photo of dog"
     assert separator.prompt("an acoustic guitar") == "a photo of an acoustic guitar"
     assert separator.prompt("a photo of accordion") == "a photo of accordion"
+
+
+def test_python_separates_a_file_into_files(folder, tmp_path, trained):
+    separator = clipsep_jax.load(trained)
+    vector = np.ones(QUERY_SIZE, np.float32)
+    done = separator.separate_file(folder / "y.wav", ["a photo of buzz", vector], tmp_path / "out", residual=True)
+    assert [path.name for path in done.paths] == ["y_a-photo-of-buzz.wav", "y_query-2.wav", "y_residual.wav"]
+    stems = separator.separate(read_sound(folder / "y.wav")[0][0], ["a photo of buzz", vector]).stems
+    for path, stem in zip(done.paths, stems, strict=False):
+        np.testing.assert_allclose(read_sound(path)[0][0], stem, atol=2**-15)
+
+
+@pytest.mark.parametrize("seconds", [0.01, 3.0])
+def test_a_picture_shows_mixture_masks_and_results(tmp_path, trained, capsys, seconds):
+    soundfile.write(tmp_path / "a.wav", noise(2, round(44_100 * seconds)).T, 44_100)
+    assert command(tmp_path / "a.wav", tmp_path / "out", trained, "--spectrogram", "--query", "hum") == 0
+    assert len(capsys.readouterr().out.split()) == 2
+    assert (tmp_path / "out" / "a_spectrogram.png").exists() == (seconds > 1)
+    if seconds > 1:
+        with Image.open(tmp_path / "out" / "a_spectrogram.png") as picture:
+            assert picture.size == (1440, 936)
+
+
+def test_an_overview_of_any_length_has_as_many_columns_as_a_picture(monkeypatch):
+    monkeypatch.setattr(overview_module, "_MOST_COLUMNS", 8)
+    overview, rng = Overview(16_000), np.random.default_rng(0)
+    sound = rng.normal(size=(1, 40 * 1_024)).astype(np.float32)
+    for start in range(0, sound.shape[-1], 1_500):
+        overview.add(sound[:, start : start + 1_500], 0.5 * sound[None, :, start : start + 1_500])
+    power = np.stack(overview._columns, axis=-1)
+    assert overview._frames_a_column == 8
+    assert power.shape == (2, 513, 5)
+    np.testing.assert_allclose(power[1], 0.25 * power[0], rtol=1e-5)
+    frames = sound.reshape(5, 8, 1_024) * np.hanning(1_025)[:-1]
+    np.testing.assert_allclose(power[0].T, (np.abs(np.fft.rfft(frames)) ** 2).mean(axis=1), rtol=1e-3)
 
 
 def test_another_rate_is_written_on_request(folder, tmp_path, trained, capsys):
