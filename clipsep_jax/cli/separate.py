@@ -183,7 +183,7 @@ def _report(separated: "Separated", *, as_json: bool) -> None:
     if as_json:
         say(json.dumps(asdict(separated), default=str))
     else:
-        for path in separated.paths:
+        for path in filter(None, (*separated.paths, separated.spectrogram)):
             say(path)
     if separated.gain < 1:
         times = f"{separated.gain:.2f} times as loud"

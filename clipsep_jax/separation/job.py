@@ -81,6 +81,7 @@ class Separated:
         as_float: files that got float bits, as they were too loud for others.
         presence: how likely each target is there, second by second; ones where the model is not calibrated.
         silent: the files that are silent because their sounds are not likely to be there.
+        spectrogram: the picture, if one was asked for.
         took_seconds: how long the work took.
     """
 
@@ -93,6 +94,7 @@ class Separated:
     as_float: tuple[Path, ...]
     presence: tuple[tuple[float, ...], ...]
     silent: tuple[Path, ...]
+    spectrogram: Path | None
     took_seconds: float
 
 
@@ -126,9 +128,10 @@ def separate_file(separator: Separator, recording: Recording, job: Job, progress
                 if progress:
                     progress(done / rate, sound.seconds)
             files.finish()
+    picture = None
     if overview:
-        (path,) = output_paths(job.out, recording.name, ["spectrogram"], "png")
-        overview.draw(path, job.titles(separator)[: len(seconds[0])])
+        (picture,) = output_paths(job.out, recording.name, ["spectrogram"], "png")
+        overview.draw(picture, job.titles(separator)[: len(seconds[0])])
     presence = np.concatenate(seconds, axis=1)
     silent = [path for path, row in zip(paths, presence, strict=False) if _is_silenced(separator, job, row)]
     return Separated(
@@ -141,6 +144,7 @@ def separate_file(separator: Separator, recording: Recording, job: Job, progress
         as_float=files.as_float,
         presence=tuple(tuple(round(float(value), 3) for value in row) for row in presence),
         silent=tuple(silent),
+        spectrogram=picture if picture and picture.is_file() else None,
         took_seconds=time.perf_counter() - start,
     )
 
