@@ -4,7 +4,6 @@ import argparse
 import errno
 import importlib
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -88,8 +87,7 @@ _DESCRIPTION = "Text-queried sound separation, learned from noisy unlabeled vide
 
 @cache
 def _quiet_libraries() -> None:
-    """Silences Orbax's log of saves and second report of errors, and transformers' advice."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
+    """Silences Orbax's log of saves and second report of errors."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     show = sys.unraisablehook

@@ -1,6 +1,7 @@
 """CLIP as a frozen encoder of pictures and texts, read from and written as Hugging Face folders."""
 
 import hashlib
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -245,11 +246,17 @@ def _read_json(path: Path) -> dict:
     return read_json(path, "is damaged (it is not a JSON table); fetch it again.", dict)
 
 
-def _read_tokenizer(folder: Path, config: TextConfig) -> Any:
+def tokenizer_class() -> Any:
+    """The class of CLIP's tokenizers, imported without the library's advice to install PyTorch."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported
     from transformers import CLIPTokenizer
 
+    return CLIPTokenizer
+
+
+def _read_tokenizer(folder: Path, config: TextConfig) -> Any:
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = tokenizer_class().from_pretrained(folder, local_files_only=True)
         ids = tokenizer(["a photo"], verbose=False)["input_ids"][0]
         if tokenizer.pad_token_id is None:  # what follows the end of a text changes nothing
             tokenizer.pad_token = tokenizer.eos_token

@@ -88,6 +88,9 @@ def test_only_our_own_sentences_reach_the_user(trained, wav, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     lines = [line for line in done.stderr.splitlines() if line and " left, " not in line and line.strip()]  # the bar
     assert (done.returncode, lines) == (0, [])
+    code = _WITHOUT_TORCH + f"import clipsep_jax; clipsep_jax.load({str(trained)!r}).embed(['a buzz'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_folder_given_as_a_file_is_named(trained, tmp_path, capsys):

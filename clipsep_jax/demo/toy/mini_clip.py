@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from clipsep_jax.data.record import FRAME_SIZE
-from clipsep_jax.encoders.clip import save_clip
+from clipsep_jax.encoders.clip import save_clip, tokenizer_class
 from clipsep_jax.encoders.clip_network import Clip, ClipConfig, TextConfig, VisionConfig
 from clipsep_jax.encoders.pixels import PictureConfig, preprocess
 from clipsep_jax.queries.prompts import DEFAULT_TEMPLATE, PROMPT_ENSEMBLE, prompt_for
@@ -109,13 +109,13 @@ def _normalised(vectors: Float[Array, "n Q"]) -> Float[Array, "n Q"]:
 def build_tokenizer(names: Sequence[str]) -> Any:
     """A CLIP tokenizer whose merges are learned from the prompts of `names`; any other text is split into bytes."""
     from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPTokenizer
 
+    clip_tokenizer = tokenizer_class()
     units = sorted(ByteLevel.alphabet())
-    merges = _learn_merges(_prompts(names), CLIPTokenizer().backend_tokenizer)
+    merges = _learn_merges(_prompts(names), clip_tokenizer().backend_tokenizer)
     tokens = [*units, *(unit + "</w>" for unit in units), *(left + right for left, right in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges=merges)
+    return clip_tokenizer(vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges=merges)
 
 
 def _learn_merges(texts: Iterable[str], splitter: Any) -> Any:
