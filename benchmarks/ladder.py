@@ -25,12 +25,15 @@ from benchmarks.real_sounds import (
     prepare,
     run_one,
 )
+from clipsep_jax.config import Config
 from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.encoders.clip import load_clip
 from clipsep_jax.evaluation.compare import read_scored
 from clipsep_jax.evaluation.estimates import Ways
+from clipsep_jax.evaluation.mixtures import MixtureReader
 from clipsep_jax.evaluation.scores import Evaluation
 from clipsep_jax.evaluation.tables import write_scores
+from clipsep_jax.metrics import sdr
 from clipsep_jax.queries.prompts import DEFAULT_TEMPLATE, prompt_for
 from clipsep_jax.separation.separator import Separator
 
@@ -44,6 +47,7 @@ RUNGS = {
     "wrong text": ("clipsep", "wrong_query"),
     "mixture": ("labelsep", "mixture"),
 }
+HALF = "half of the mixture"  # a mask of a half everywhere
 SPLITS = ("test", "train")
 TIMES_AS_LONG = 4
 
@@ -66,6 +70,15 @@ def scores_of(records: RecordSet, system: str, split: str, work: Path, steps: in
     return scores
 
 
+def score_of_half(records: RecordSet, split: str, work: Path) -> float:
+    """Mean SDR of half of each mixture, which nothing need be learned for."""
+    protocol = pairs_of_seen_labels(records, split, work / "photos")
+    reader = MixtureReader(Config(), protocol, None)
+    read = reader.read(protocol.mixtures)
+    length = reader.num_scored
+    return float(sdr(read.sources[:, 0, :length], read.mixture[:, :length] / 2).mean())
+
+
 def share_of_photos_named(records: RecordSet, encoder: Path, split: str) -> float:
     """How often the text nearest to a photo, among those of the labels that are scored, is the photo's own."""
     labels = sorted(
@@ -85,12 +98,12 @@ def report(means: Mapping[tuple[str, str, int], float], named: Mapping[str, floa
     columns = [(split, number) for number in (steps, TIMES_AS_LONG * steps) for split in SPLITS]
     words = {"test": "held-out clips", "train": "clips trained on"}
     lines = [
-        f"{place['cpu']}, {place['cores']} cores; mean SDR in dB, {seeds} seeds.",
+        f"{place['cpu']}, {place['cores']} cores; mean SDR in dB, seeds: {seeds}.",
         "",
         "| query | " + " | ".join(f"{words[split]}, {number:,} steps" for split, number in columns) + " |",
         "|---|" + "---|" * len(columns),
     ]
-    for rung in RUNGS:
+    for rung in (*RUNGS, HALF):
         lines.append(f"| {rung} | " + " | ".join(f"{means[rung, *column]:.2f}" for column in columns) + " |")
     lines += [
         "",
@@ -113,6 +126,7 @@ def main() -> None:
     means: dict[tuple[str, str, int], float] = {}
     for steps in (options.steps, TIMES_AS_LONG * options.steps):
         for split in SPLITS:
+            means[HALF, split, steps] = score_of_half(records, split, work)
             for rung, (system, way) in RUNGS.items():
                 paths = [scores_of(records, system, split, work, steps, seed) for seed in range(options.seeds)]
                 means[rung, split, steps] = statistics.mean(
