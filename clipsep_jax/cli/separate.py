@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -117,7 +118,7 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> int:
     from clipsep_jax.separation.files import find_recordings
     from clipsep_jax.separation.separator import Separator
 
-    recordings = find_recordings(options.inputs, options.list)
+    recordings = find_recordings(options.inputs, options.list, options.out)
     separator = Separator.load(options.model, download=options.download)
     job = _job(options, separator)
     todo = _to_do(options, separator, job, recordings)
@@ -166,7 +167,10 @@ def _to_do(
     Raises:
         InputError: they are.
     """
-    paths = {recording: job.paths(separator, recording) for recording in recordings}
+    paths = {r: [*job.paths(separator, r), *filter(None, [job.picture(r)])] for r in recordings}
+    counts = Counter(path for some in paths.values() for path in some)
+    if twice := [path for path, count in counts.items() if count > 1]:
+        raise InputError(f"Two recordings would give the same file {twice[0]}; rename one of them.")
     if options.skip_existing:
         todo = [recording for recording in recordings if not all(path.exists() for path in paths[recording])]
         if len(todo) < len(recordings):

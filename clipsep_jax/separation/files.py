@@ -25,8 +25,10 @@ class Recording:
     name: PurePath
 
 
-def find_recordings(inputs: Sequence[str], list_path: Path | None = None) -> list[Recording]:
+def find_recordings(inputs: Sequence[str], list_path: Path | None = None, out: Path | None = None) -> list[Recording]:
     """Files as they are, those below folders, those that patterns such as `*.wav` match, and those of a list.
+
+    What lies below `out`, the folder of the results, is left out where it lies in a folder of inputs.
 
     Files that would give the same names get their suffix into the name, or a number.
 
@@ -34,7 +36,7 @@ def find_recordings(inputs: Sequence[str], list_path: Path | None = None) -> lis
         InputError: there is none, or the list cannot be read.
     """
     inputs = [*inputs, *(_lines(list_path) if list_path else ())]
-    found = [recording for text in inputs for recording in _found(text)]
+    found = [recording for text in inputs for recording in _found(text, out)]
     if not found:
         raise InputError("There is no recording to separate; give a file, a folder, or a pattern that matches some.")
     once = list({recording.path: recording for recording in found}.values())
@@ -60,11 +62,13 @@ def _lines(path: Path) -> list[str]:
     return [line for line in os.fsdecode(path.read_bytes()).splitlines() if line.strip()]
 
 
-def _found(text: str) -> list[Recording]:
+def _found(text: str, out: Path | None) -> list[Recording]:
     path = Path(text)
     if path.is_dir():
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES | VIDEO_SUFFIXES)
-        return [Recording(p, p.relative_to(path).with_suffix("")) for p in inside if p.is_file()]
+        results = out.resolve() if out and path.resolve() in out.resolve().parents else None
+        kept = [p for p in inside if p.is_file() and results not in p.resolve().parents]
+        return [Recording(p, p.relative_to(path).with_suffix("")) for p in kept]
     if not path.exists() and glob.has_magic(text):
         return [
             Recording(p, PurePath(p.stem)) for p in map(Path, sorted(glob.glob(text, recursive=True))) if p.is_file()

@@ -11,6 +11,7 @@ from jaxtyping import Float32
 
 from clipsep_jax.data_prep.decode.sound_blocks import SoundBlocks
 from clipsep_jax.data_prep.sources.videos import VIDEO_SUFFIXES
+from clipsep_jax.errors import InputError
 from clipsep_jax.files import staged_folder
 from clipsep_jax.separation.ahead import ahead
 from clipsep_jax.separation.files import Recording, output_paths
@@ -23,6 +24,9 @@ from clipsep_jax.separation.targets import Target
 from clipsep_jax.sound_files import open_sound
 
 MOST_BYTES_AHEAD = 2**23  # of decoded sound
+
+LEAST_PEAK = 1e-9  # of a stem that is not silent
+_LEAST_BYTES_A_SECOND = 500  # of files that do not say how long they last
 
 Progress = Callable[[float, float | None], None]  # seconds of sound that are done, and all, if known
 
@@ -66,6 +70,10 @@ class Job:
         is_video = self.remux and recording.path.suffix.lower() in VIDEO_SUFFIXES
         suffix = video_suffix(recording.path) if is_video else self.form.name
         return output_paths(self.out, recording.name, self.titles(separator), suffix)
+
+    def picture(self, recording: Recording) -> Path | None:
+        """The picture of a recording, if one is drawn."""
+        return output_paths(self.out, recording.name, ["spectrogram"], "png")[0] if self.spectrogram else None
 
 
 @dataclass(frozen=True)
@@ -112,28 +120,34 @@ def separate_file(separator: Separator, recording: Recording, job: Job, progress
         for folder in {path.parent for path in paths}:
             folder.mkdir(parents=True, exist_ok=True)
         blocks = ahead(_at_rate(sound, rate), max(2, MOST_BYTES_AHEAD // (4 * channels * rate)))
-        longest = sound.seconds or float(job.max_seconds)
+        longest = sound.seconds or min(job.max_seconds, recording.path.stat().st_size / _LEAST_BYTES_A_SECOND)
         # The thread must have ended before the recording is closed.
         with closing(blocks), _stem_files(recording, paths, rate, channels, job, longest) as files:
-            done, seconds = 0, []
+            done, seconds, loudest = 0, [], 0.0
             overview = Overview(rate) if job.spectrogram else None
             for part in separator.stream(
                 blocks, job.targets, rate=rate, options=job.options, chunks_at_once=CHUNKS_AT_ONCE
             ):
                 files.write([*part.stems, *([part.residual] if job.residual else [])])
+                mixture = part.residual + part.stems.sum(axis=0)
+                loudest = max(loudest, float(np.abs(mixture).max(initial=0.0)))
                 if overview:
-                    overview.add(part.residual + part.stems.sum(axis=0), part.stems)
+                    overview.add(mixture, part.stems)
                 done += part.residual.shape[-1]
                 seconds.append(part.presence)
                 if progress:
                     progress(done / rate, sound.seconds)
+            if not seconds:
+                raise InputError(f"{recording.path} holds less than one sample at {rate} Hz; leave out --rate.")
             files.finish()
-    picture = None
-    if overview:
-        (picture,) = output_paths(job.out, recording.name, ["spectrogram"], "png")
+    picture = job.picture(recording)
+    if overview and picture:
         overview.draw(picture, job.titles(separator)[: len(seconds[0])])
     presence = np.concatenate(seconds, axis=1)
-    silent = [path for path, row in zip(paths, presence, strict=False) if _is_silenced(separator, job, row)]
+    can_silence = separator.presence is not None and not job.options.always
+    silent = [
+        path for path, peak in zip(paths, files.peaks, strict=True) if can_silence and peak < LEAST_PEAK < loudest
+    ]
     return Separated(
         recording=recording.path,
         paths=tuple(paths),
@@ -167,11 +181,6 @@ def _stem_files(
         for video, sound in zip(videos, sounds, strict=True):
             remux(recording.path, sound, video)
             sound.unlink()
-
-
-def _is_silenced(separator: Separator, job: Job, presence: Float32[np.ndarray, " S"]) -> bool:
-    calibration = separator.presence
-    return bool(calibration and not job.options.always and presence.max() < calibration.fit.threshold)
 
 
 def _at_rate(sound: SoundBlocks, rate_hz: int) -> Iterator[Float32[np.ndarray, "C L"]]:

@@ -107,19 +107,21 @@ class Masking:
         masks: Float32[np.ndarray, "A J T"],
         samples: Float32[np.ndarray, "C L"],
         gates: Float32[np.ndarray, "N T"],
-    ) -> tuple[Float32[np.ndarray, "N C L"], Float32[np.ndarray, "N T"], Float32[np.ndarray, "N T"]]:
-        """What targets let through, as in `spectrogram.overlap_added`, their gains in the highest bins, and presence.
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What targets let through [N C L], as in `spectrogram.overlap_added`; their gains, gates and presence [N T].
+
+        Gains are those in the highest bins; gates are zero too where a sound is not likely to be there.
 
         The presence of a target is that of the likeliest of the sounds that it sums.
         """
         recipe = self._recipe
         present = (recipe.plus[:, :, None] * masks[None, :, -1]).max(axis=1)
         if self._presence and self._silences:
-            gates = gates * (present >= self._presence.fit.threshold)
+            gates = gates * (present >= self._presence.fit.threshold).astype(np.float32)
         minus = jnp.asarray(recipe.minus) if recipe.minus.any() else None
         values = map(jnp.asarray, (masks[:, :-1], samples, gates, recipe.plus))
         sounds, gains = _through(*values, minus, recipe.form, self._config)
-        return np.asarray(sounds), np.asarray(gains), present
+        return np.asarray(sounds), np.asarray(gains), gates, present
 
 
 # The network comes as arguments: all models of one config share the compiled programs, which keep none of them alive.

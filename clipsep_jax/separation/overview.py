@@ -22,7 +22,8 @@ class Overview:
         self._waiting: np.ndarray | None = None  # samples [1 + N, L] that do not fill a frame
         self._columns: list[np.ndarray] = []  # power [1 + N, F] of so many frames each
         self._frames_a_column = 1
-        self._frames: list[np.ndarray] = []  # of a column that is not complete
+        self._sum: np.ndarray | float = 0.0  # of the frames of a column that is not complete
+        self._num_summed = 0
 
     def add(self, mixture: Float32[np.ndarray, "C L"], stems: Float32[np.ndarray, "N C L"]) -> None:
         """Takes a block; channels count by their power."""
@@ -33,10 +34,10 @@ class Overview:
         frames = whole[..., : count * _FRAME_SAMPLES].reshape(*whole.shape[:2], count, _FRAME_SAMPLES)
         power = (np.abs(np.fft.rfft(frames * hann_window(_FRAME_SAMPLES))) ** 2).mean(axis=1)
         for number in range(count):
-            self._frames.append(power[:, number])
-            if len(self._frames) == self._frames_a_column:
-                self._columns.append(np.mean(self._frames, axis=0))
-                self._frames = []
+            self._sum, self._num_summed = self._sum + power[:, number], self._num_summed + 1
+            if self._num_summed == self._frames_a_column:
+                self._columns.append(np.asarray(self._sum / self._num_summed, np.float32))
+                self._sum, self._num_summed = 0.0, 0
                 self._join()
 
     def _join(self) -> None:
@@ -52,7 +53,7 @@ class Overview:
         """
         if not self._columns:
             return
-        power = np.stack(self._columns, axis=-1).astype(np.float32)
+        power = np.stack(self._columns, axis=-1)
         seconds = power.shape[-1] * self._frames_a_column * _FRAME_SAMPLES / self._rate_hz
         figure = draw_separation(power[0], power[1:], titles, seconds, self._rate_hz / 2_000)
         with atomic_write(path) as file:

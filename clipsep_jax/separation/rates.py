@@ -133,7 +133,8 @@ class RateStream:
 
     def _add(self, stems: Stems) -> Block:
         self._stems.add(self._up_stems(stems.sounds))
-        self._gains.append(stems.gains)
+        if self._above != "mute":
+            self._gains.append(stems.gains if self._above == "scale" else stems.gates)
         queues = (self._mixture, self._stems) if self._above == "mute" else (self._mixture, self._stems, self._known)
         return self._complete(min(queue.length for queue in queues), stems.presence)
 
@@ -141,7 +142,7 @@ class RateStream:
         mixture, stems = self._mixture.take(length), self._stems.take(length)
         if self._above != "mute":
             unknown = mixture - self._known.take(length)
-            stems = stems + (self._gain(length)[:, None] * unknown if self._above == "scale" else unknown)
+            stems = stems + self._gain(length)[:, None] * unknown
         self._num_done += length
         return Block(stems, mixture, presence)
 

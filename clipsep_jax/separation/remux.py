@@ -1,5 +1,6 @@
 """Puts a separated sound under the untouched pictures of its video."""
 
+import errno
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -28,9 +29,16 @@ def check_pictures(path: Path) -> None:
     Raises:
         InputError: it has none.
     """
-    with QuietFile(path.open("rb", buffering=0)) as file, open_container(file, VIDEO_FORMATS) as container:
-        if _pictures(container) is None:
-            raise InputError(f"{path} has no pictures; leave out --remux.")
+    import av
+
+    with QuietFile(path.open("rb", buffering=0)) as file:
+        try:
+            with open_container(file, VIDEO_FORMATS) as container:
+                has_some = _pictures(container) is not None
+        except (av.FFmpegError, ValueError):  # a sound, whatever its name
+            has_some = False
+    if not has_some:
+        raise InputError(f"{path} has no pictures; leave out --remux.")
 
 
 def _pictures(container: Any) -> Any:
@@ -66,6 +74,8 @@ def remux(video: Path, sound: Path, out: Path) -> None:
                 for packet in _by_time(_copied(source, pictures, copied), sounds):
                     target.mux(packet)
         except (av.FFmpegError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise OSError(error.errno, error.strerror, str(out)) from error
             raise InputError(f"The pictures of {video} cannot be copied ({error}); leave out --remux.") from error
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _Queries = Float[Array, "B N Q"] | Int[Array, "B N"] | None
 
 
-CHUNKS_AT_ONCE = 4  # of a recording that is there as a whole
+CHUNKS_AT_ONCE = 2  # of a recording that is there as a whole; more take more memory, and hardly less time on CPUs
 BLOCK_SECONDS = 10
 MOST_BARE_WORDS = 3  # of a query that is put into a prompt
 

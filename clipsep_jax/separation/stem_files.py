@@ -44,7 +44,6 @@ _KINDS = {
     "ogg": _Kind("OGG", {"": "VORBIS"}, 8),
     "m4a": _Kind(None, {"": "aac"}, 2, _MPEG_RATES | {64_000, 88_200, 96_000}),
 }
-FORMATS = tuple(_KINDS)
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class StemFormat:
     """How stems are written.
 
     Attributes:
-        name: one of FORMATS, which is the suffix too.
+        name: "wav", "flac", "mp3", "ogg" or "m4a", which is the suffix too.
         bits: "16", "24" or "float" of a sample, where the format has them.
         clip: what happens to stems above full scale, where samples have no "float" bits: all files of a recording are
             made quieter together ("scale"), or the file gets such bits ("float").
@@ -64,6 +63,8 @@ class StemFormat:
 
     def __post_init__(self) -> None:
         kind = _KINDS[self.name]
+        if kind.is_lossy and self.bits != "16":
+            raise InputError(f"{self.name} files have no number of bits; leave out --bits, or write wav.")
         if not kind.is_lossy and self.bits not in kind.subtypes:
             raise InputError(f"{self.name} files hold {' or '.join(kind.subtypes)} bits; for {self.bits}, write wav.")
         if self.clip == "float" and "float" not in kind.subtypes:
@@ -107,7 +108,13 @@ class StemFiles:
         """
         form.check(rate_hz, num_channels)
         self._form = form
-        self._stems = [_Stem(path, rate_hz, num_channels, form, seconds) for path in paths]
+        self._stems: list[_Stem] = []
+        try:
+            for path in paths:
+                self._stems.append(_Stem(path, rate_hz, num_channels, form, seconds))
+        except BaseException:
+            self.__exit__()
+            raise
         self.gain = 1.0
         self.as_float: tuple[Path, ...] = ()
 
@@ -123,9 +130,14 @@ class StemFiles:
         for stem, samples in zip(self._stems, stems, strict=True):
             stem.write(samples)
 
+    @property
+    def peaks(self) -> list[float]:
+        """The loudest sample of each file, before any gain."""
+        return [stem.peak for stem in self._stems]
+
     def finish(self) -> None:
         """Complete all files, and give them their names."""
-        loudest = max(stem.peak for stem in self._stems)
+        loudest = max(self.peaks)
         if self._form.clip == "scale" and self._form.bits != "float" and loudest > 1:
             self.gain = 1 / loudest
         self.as_float = tuple(stem.path for stem in self._stems if stem.complete(self.gain))

@@ -5,7 +5,7 @@ pass through them and are added up where they lie.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float32
@@ -25,11 +25,13 @@ class Stems:
     Attributes:
         sounds: the samples.
         gains: of the highest bins, in frames that are new; frame t of all is centred at sample t * hop.
+        gates: zeros in frames in which a stem is silent, ones elsewhere.
         presence: how likely the sounds are there, in these frames.
     """
 
     sounds: Float32[np.ndarray, "N C L"]
     gains: Float32[np.ndarray, "N T"]
+    gates: Float32[np.ndarray, "N T"]
     presence: Float32[np.ndarray, "N T"]
 
 
@@ -103,8 +105,11 @@ class MaskStream:
         self._fade_in([plan.hop * number for number in numbers], [plan.weights(number) for number in numbers])
         self._fade_in([num_frames - plan.num_frames], [None])
         given = max(0, state.num_done * self._config.hop_samples - self._half)
+        frames = length // self._config.hop_samples + 1 - state.num_done  # that are not of repetitions
         for stems in (*self._complete(num_frames), self._rest()):
-            yield replace(stems, sounds=stems.sounds[..., : max(0, length - given)])
+            rows = (row[:, : max(0, frames)] for row in (stems.gains, stems.gates, stems.presence))
+            yield Stems(stems.sounds[..., : max(0, length - given)], *rows)
+            frames -= stems.gains.shape[1]
             given += stems.sounds.shape[-1]
         self.reset()
 
@@ -166,7 +171,7 @@ class MaskStream:
         filled = [(0, 0)] * (state.faded.ndim - 1) + [(0, self._piece - count)]
         masks = np.pad(state.faded[..., :count], filled)
         gates = np.pad(self._gates(start, start + count), ((0, 0), (0, self._piece - count)))
-        sums, gains, presence = self._masking.through(masks, self._samples(start, self._piece), gates)
+        sums, gains, gates, presence = self._masking.through(masks, self._samples(start, self._piece), gates)
         sums, squares = np.array(sums), squares_added(count, self._config)
         overlap = 2 * self._half - hop
         if state.tail is not None:
@@ -175,14 +180,15 @@ class MaskStream:
         end = count * hop
         state.tail, state.squares = sums[..., end : end + overlap].copy(), squares[end:]
         skip = max(0, self._half - start * hop)
-        return Stems((sums[..., :end] / divisors(squares[:end]))[..., skip:], gains[:, :count], presence[:, :count])
+        rows = (row[:, :count] for row in (gains, gates, presence))
+        return Stems((sums[..., :end] / divisors(squares[:end]))[..., skip:], *rows)
 
     def _rest(self) -> Stems:
         """What the last frames reach."""
         state = self._state
         assert state.tail is not None
         none = np.zeros((len(state.tail), 0), np.float32)
-        return Stems(state.tail / divisors(state.squares), none, none)
+        return Stems(state.tail / divisors(state.squares), none, none, none)
 
     def _samples(self, start: int, num_frames: int) -> np.ndarray:
         """The samples of frames, zeros where the sound is not."""

@@ -21,18 +21,17 @@ CODECS = frozenset({
 MAX_FILE_BYTES = 4 * 2**30
 MAX_SECONDS = 20 * 60  # of a clip
 MAX_FILE_SECONDS = 12 * 60 * 60  # of a file that a segment is cut from
-MAX_RECORDING_SECONDS = 60 * 60  # of a recording to separate, unless more is asked for
 RATES_HZ = (1_000, 768_000)
 MAX_CHANNELS = 64
 MAX_PIXELS = 8192 * 4352  # of one picture
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, *, any_size: bool = False) -> None:
     """Raise `Refused` if there is no such regular file, or it is too large."""
     num_bytes = _size_of(path)
     if not num_bytes:
         refuse("undecodable", "it is empty")
-    if num_bytes > MAX_FILE_BYTES:
+    if num_bytes > MAX_FILE_BYTES and not any_size:
         refuse("oversize", f"{num_bytes} bytes, above {MAX_FILE_BYTES}")
 
 

@@ -46,7 +46,7 @@ class SoundBlocks:
         """
         self._max_seconds = max_seconds
         with _refusals(), ExitStack() as stack:
-            limits.check_file(path)
+            limits.check_file(path, any_size=True)
             self._ends_anywhere = is_wav_of_unknown_size(path)
             file = stack.enter_context(QuietFile(path.open("rb", buffering=0)))
             self._container = stack.enter_context(open_container(file, limits.SOUND_FORMATS))
@@ -65,6 +65,7 @@ class SoundBlocks:
             self.rate_hz, self.num_channels = self._first.sample_rate, self._first.layout.nb_channels
             limits.check_sound_format(self.rate_hz, self.num_channels)
             self.seconds = self._declared_seconds()
+            self._num_late = 0  # zeros before sound that begins late
             self._open = stack.pop_all()
 
     def _declared_seconds(self) -> float | None:
@@ -87,16 +88,18 @@ class SoundBlocks:
         """
         waiting: list[np.ndarray] = []
         length = num_samples = 0
+        held_back = int(MOST_FILLING_SECONDS * self.rate_hz)
         with _refusals():
             for samples in self._samples():
                 num_samples += samples.shape[-1]
                 limits.check_duration(num_samples / self.rate_hz, self._max_seconds)
                 check_finite(samples)
-                if length >= BLOCK_SECONDS * self.rate_hz:
-                    yield np.concatenate(waiting, axis=-1)
-                    waiting, length = [], 0
                 waiting.append(samples)
                 length += samples.shape[-1]
+                if length >= BLOCK_SECONDS * self.rate_hz + held_back:
+                    joined = np.concatenate(waiting, axis=-1)
+                    yield joined[:, :-held_back]
+                    waiting, length = [joined[:, -held_back:]], held_back
             if not num_samples:
                 refuse("no_audio", "it holds no samples")
             if not self._ends_anywhere:
@@ -106,13 +109,17 @@ class SoundBlocks:
 
     def _filling(self, num_samples: int) -> int:
         """How many of the last samples are there only because codecs take blocks."""
-        more = 0 if self.seconds is None else num_samples - round(self.seconds * self.rate_hz)
-        return more if 0 < more < MOST_FILLING_SECONDS * self.rate_hz else 0
+        is_aac = "mp4" in self._container.format.name and self._stream.codec_context.name == "aac"
+        if self.seconds is None or not (is_aac or self._is_vorbis):
+            return 0
+        more = num_samples - self._num_late - round(self.seconds * self.rate_hz)
+        return more if 0 < more < int(MOST_FILLING_SECONDS * self.rate_hz) else 0
 
     def _samples(self) -> Iterator[np.ndarray]:
         """The samples frame by frame: zeros first where the sound begins late, and nothing from before the start."""
         time = time_of(self._first)
         missing = 0 if time is None or self._is_vorbis else round((time - self._start) * self.rate_hz)
+        self._num_late = max(0, missing)
         while missing > 0:
             some = min(missing, self.rate_hz)
             yield np.zeros((self.num_channels, some), np.float32)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,26 @@ def test_folders_patterns_and_lists_are_found(folder, tmp_path):
     for nothing in ([], [str(tmp_path / "*.ogg")], [str(folder / "deep" / "none*")]):
         with pytest.raises(InputError, match="no recording to separate"):
             find_recordings(nothing)
+
+
+def test_results_within_the_inputs_are_no_inputs(folder, tmp_path):
+    (folder / "out").mkdir()
+    soundfile.write(folder / "out" / "x_buzz.wav", noise(100), 16_000)
+    names = {str(recording.name) for recording in find_recordings([str(folder)], None, folder / "out")}
+    assert names == {"x-wav", "x-flac", "y", "deep/x"}
+
+
+def test_names_that_are_cut_to_the_same_are_refused(tmp_path, trained, capsys):
+    for end in "12":
+        soundfile.write(tmp_path / f"{'n' * 230}{end}.wav", noise(100), 16_000)
+    assert command(tmp_path / "*.wav", tmp_path / "out", trained) == 2
+    assert "Two recordings would give the same file" in capsys.readouterr().err
+
+
+def test_too_few_samples_for_a_rate_are_told(tmp_path, trained, capsys):
+    soundfile.write(tmp_path / "a.wav", noise(1), 192_000)
+    assert command(tmp_path / "a.wav", tmp_path / "out", trained, "--rate", "1000") in (0, 2)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_outputs_never_overwrite_each_other():
@@ -194,11 +215,18 @@ def test_formats_refuse_what_they_cannot_hold():
     for make, words in (
         (lambda: StemFormat("flac", "float"), "16 or 24 bits"),
         (lambda: StemFormat("flac", clip="float"), "do not hold floats"),
+        (lambda: StemFormat("mp3", "float"), "no number of bits"),
         (lambda: StemFormat("mp3").check(44_100, 3), "at most 2 channels"),
         (lambda: StemFormat("m4a").check(192_000, 1), "do not hold 192000 Hz"),
     ):
         with pytest.raises(InputError, match=words):
             make()
+
+
+def test_files_that_cannot_be_opened_leave_none_behind(tmp_path):
+    with pytest.raises(OSError, match="b"):
+        StemFiles([tmp_path / "a.wav", tmp_path / "none" / "b.wav"], 16_000, 1, StemFormat(), None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_leaves_no_file(tmp_path):
@@ -292,10 +320,12 @@ def test_a_separated_sound_goes_under_the_untouched_pictures(tmp_path, trained, 
 def test_a_sound_file_has_no_pictures_to_keep(folder, tmp_path, trained, capsys):
     assert command(folder / "y.wav", tmp_path / "out", trained, "--remux") == 0  # stays a sound
     assert (tmp_path / "out" / "y_buzz.wav").is_file()
-    bare = make_video(tmp_path / "bare.mp4", tone(1.0))
-    assert command(bare, tmp_path / "bare", trained, "--remux") == 2
-    assert "bare.mp4 has no pictures; leave out --remux" in capsys.readouterr().err
-    assert not list((tmp_path / "bare").iterdir())
+    make_video(tmp_path / "bare.mp4", tone(1.0))
+    shutil.copy(folder / "y.wav", tmp_path / "named.mp4")
+    for name in ("bare.mp4", "named.mp4"):
+        assert command(tmp_path / name, tmp_path / "bare", trained, "--remux") == 2
+        assert f"{name} has no pictures; leave out --remux" in capsys.readouterr().err
+        assert not list((tmp_path / "bare").iterdir())
 
 
 def test_queries_are_read_in_their_order(tmp_path):
@@ -361,6 +391,7 @@ def test_an_overview_of_any_length_has_as_many_columns_as_a_picture(monkeypatch)
         overview.add(sound[:, start : start + 1_500], 0.5 * sound[None, :, start : start + 1_500])
     power = np.stack(overview._columns, axis=-1)
     assert overview._frames_a_column == 8
+    assert overview._num_summed == 0
     assert power.shape == (2, 513, 5)
     np.testing.assert_allclose(power[1], 0.25 * power[0], rtol=1e-5)
     frames = sound.reshape(5, 8, 1_024) * np.hanning(1_025)[:-1]

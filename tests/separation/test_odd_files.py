@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path, PurePath
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -110,6 +111,28 @@ def _sparse_hours(path: Path) -> None:
     os.truncate(path, place + 4 + num_samples)
 
 
+def _late(path: Path) -> np.ndarray:
+    """A video whose sound begins 0.15 s after its pictures."""
+    sound = tone(1.0, 48_000)
+    make_video(path.with_suffix(".mkv"), sound, grey_pictures(20), rate=48_000, audio_start=0.15)
+    with av.open(str(path.with_suffix(".mkv"))) as source, av.open(str(path), "w", format="mov") as target:
+        streams = {
+            source.streams.video[0]: target.add_stream("mpeg4", rate=10, width=64, height=48, pix_fmt="yuv420p"),
+            source.streams.audio[0]: target.add_stream_from_template(source.streams.audio[0]),
+        }
+        for packet in source.demux():
+            if packet.dts is None:
+                continue
+            if packet.stream.type == "video":
+                for frame in packet.decode():
+                    target.mux(streams[packet.stream].encode(frame.reformat(format="yuv420p")))
+            else:
+                packet.stream = streams[packet.stream]
+                target.mux(packet)
+        target.mux(streams[source.streams.video[0]].encode(None))
+    return sound
+
+
 def _bytes(content: bytes) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(content) and None
 
@@ -210,6 +233,15 @@ def test_odd_sounds_are_separated_to_the_sample(separator, tmp_path, name):
     step = {"ULAW": 0.02, "ALAW": 0.02, "PCM_U8": 2**-7}.get(path.stem, 2**-15)
     np.testing.assert_allclose(together, sound, atol=1.1 * step)
     assert prepares(path)
+
+
+@pytest.mark.slow
+def test_sound_that_begins_late_is_separated_to_its_end(separator, tmp_path):
+    sound = _late(tmp_path / "late.mov")
+    together, _ = separate(separator, tmp_path / "late.mov", tmp_path / "out")
+    assert together.shape[-1] == 48_000 + 7_200  # though the file declares 0.999 s
+    np.testing.assert_allclose(together[:, -48_000:], sound, atol=2**-14)
+    assert not together[:, :7_200].any()
 
 
 @pytest.mark.slow

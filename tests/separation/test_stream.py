@@ -266,6 +266,21 @@ def test_a_span_limits_a_target(separator):
         Target(("a",), span=(3.0, 2.0))
 
 
+@pytest.mark.parametrize("above", ["keep", "scale"])
+def test_a_span_limits_the_band_above_too(separator, above):
+    waveform = noise(96_000)
+    target = Target((query(),), span=(0.5, 1.0))
+    (stem,) = separator.separate(waveform, [target], rate=48_000, options=Options(above=above)).stems
+    assert np.abs(stem[: 24_000 - 4_000]).max() < 1e-6
+    assert np.abs(stem[48_000 + 4_000 :]).max() < 1e-6
+    assert np.abs(stem[28_000:44_000]).max() > 0.01
+
+
+def test_a_short_sound_has_the_seconds_that_it_lasts(separator):
+    for length, seconds in ((100, 1), (2_047, 1), (20_000, 1), (24_500, 2)):
+        assert separator.separate(noise(length), [query()]).presence.shape == (1, seconds)
+
+
 def test_noise_masks_give_stems_on_request(separator):
     waveform = noise(9_000)
     num_heads = separator.config.model.num_noise_heads
