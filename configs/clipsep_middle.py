@@ -3,7 +3,7 @@
 clipsep train --config=configs/clipsep_middle.py:vggsound --workdir=runs/middle
 
 On the made-up toy set, 1,200 steps in 3 to 6 minutes on 2 CPU cores: mean SDR 5.58 ± 0.20 dB by text and 5.33 ± 0.20 by
-image (the mixture: 0.03 dB), by `python -m benchmarks.toy clipsep_middle`.
+image (the mixture, drawn by an earlier rule: 0.03 dB), by `python -m benchmarks.toy clipsep_middle`.
 """
 
 from ml_collections import ConfigDict

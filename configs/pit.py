@@ -3,7 +3,7 @@
 clipsep train --config=configs/pit.py:music --workdir=runs/pit
 
 On the made-up toy set, 1,200 steps in 3 to 6 minutes on 2 CPU cores: mean SDR 5.89 ± 0.22 dB for the better of both
-masks (the mixture: 0.03 dB), by `python -m benchmarks.toy pit`.
+masks (the mixture, drawn by an earlier rule: 0.03 dB), by `python -m benchmarks.toy pit`.
 """
 
 from ml_collections import ConfigDict

@@ -262,18 +262,26 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, trained):
 @pytest.mark.slow
 def test_an_interrupted_separation_leaves_no_file(tmp_path, trained):
     with soundfile.SoundFile(tmp_path / "a.wav", "w", 16_000, 1) as file:
-        for _ in range(600):
+        for _ in range(120):
             file.write(noise(160_000))
     out = tmp_path / "out"
     arguments = ["separate", str(tmp_path / "a.wav"), "--model", str(trained), "--query", "buzz", "--out", str(out)]
     code = f"import sys; from clipsep_jax.cli.main import main; sys.exit(main({arguments}))"
-    running = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list(out.glob("*.partial")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    running.send_signal(signal.SIGINT)
-    _, told = running.communicate(timeout=60)
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which shells ignore in the background
+    ) as running:
+        try:
+            deadline = time.monotonic() + 120
+            while not list(out.glob("*.partial")) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.5)
+            running.send_signal(signal.SIGINT)
+            _, told = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert running.returncode == 130
     assert "Traceback" not in told
     assert not list(out.iterdir())
