@@ -266,13 +266,12 @@ def test_an_interrupted_separation_leaves_no_file(tmp_path, trained):
             file.write(noise(160_000))
     out = tmp_path / "out"
     arguments = ["separate", str(tmp_path / "a.wav"), "--model", str(trained), "--query", "buzz", "--out", str(out)]
-    code = f"import sys; from clipsep_jax.cli.main import main; sys.exit(main({arguments}))"
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which shells ignore in the background
-    ) as running:
+    code = (
+        "import signal, sys; from clipsep_jax.cli.main import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells ignore in the background\n"
+        f"sys.exit(main({arguments}))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as running:
         try:
             deadline = time.monotonic() + 120
             while not list(out.glob("*.partial")) and time.monotonic() < deadline:
