@@ -12,7 +12,6 @@ from pathlib import Path, PurePath
 import av
 import numpy as np
 import pytest
-import scipy.signal
 import soundfile
 from PIL import Image
 
@@ -24,15 +23,12 @@ from clipsep_jax.separation.ahead import ahead
 from clipsep_jax.separation.files import Recording, find_recordings, output_paths
 from clipsep_jax.separation.job import Job, separate_file
 from clipsep_jax.separation.overview import Overview
-from clipsep_jax.separation.stem_files import StemFiles, StemFormat
+from clipsep_jax.separation.stem_files import StemFormat
 from clipsep_jax.separation.targets import Target, read_targets
 from tests.data_prep.made_media import grey_pictures, make_video, tone
+from tests.separation.inputs import noise
 from tests.small import QUERY_SIZE
 from tests.sounds import read_sound
-
-
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(shape[-1]).uniform(-0.3, 0.3, shape).astype(np.float32)
 
 
 @pytest.fixture
@@ -41,7 +37,7 @@ def folder(tmp_path) -> Path:
     place = tmp_path / "in"
     (place / "deep").mkdir(parents=True)
     for name in ("x.wav", "x.flac", "y.wav", "deep/x.wav"):
-        soundfile.write(place / name, noise(5_000), 16_000)
+        soundfile.write(place / name, noise(5_000, level=0.3), 16_000)
     (place / "notes.txt").write_text("no sound")
     return place
 
@@ -68,20 +64,20 @@ def test_folders_patterns_and_lists_are_found(folder, tmp_path):
 
 def test_results_within_the_inputs_are_no_inputs(folder, tmp_path):
     (folder / "out").mkdir()
-    soundfile.write(folder / "out" / "x_buzz.wav", noise(100), 16_000)
+    soundfile.write(folder / "out" / "x_buzz.wav", noise(100, level=0.3), 16_000)
     names = {str(recording.name) for recording in find_recordings([str(folder)], None, folder / "out")}
     assert names == {"x-wav", "x-flac", "y", "deep/x"}
 
 
 def test_names_that_are_cut_to_the_same_are_refused(tmp_path, trained, capsys):
     for end in "12":
-        soundfile.write(tmp_path / f"{'n' * 230}{end}.wav", noise(100), 16_000)
+        soundfile.write(tmp_path / f"{'n' * 230}{end}.wav", noise(100, level=0.3), 16_000)
     assert command(tmp_path / "*.wav", tmp_path / "out", trained) == 2
     assert "Two recordings would give the same file" in capsys.readouterr().err
 
 
 def test_too_few_samples_for_a_rate_are_told(tmp_path, trained, capsys):
-    soundfile.write(tmp_path / "a.wav", noise(1), 192_000)
+    soundfile.write(tmp_path / "a.wav", noise(1, level=0.3), 192_000)
     assert command(tmp_path / "a.wav", tmp_path / "out", trained, "--rate", "1000") == 2
     assert "a.wav holds less than one sample at 1000 Hz" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
@@ -165,86 +161,10 @@ def test_stems_keep_rate_channels_and_length_in_every_format(tmp_path, trained, 
     assert (separated.seconds, separated.rate_hz, separated.num_channels) == (1.0, rate, channels)
 
 
-def write_stems(tmp_path: Path, form: StemFormat, *, loudest: float) -> tuple[StemFiles, list[np.ndarray]]:
-    """Two stems, of which the second exceeds full scale in its second block."""
-    sounds = [scipy.signal.lfilter([0.2], [1, -0.9], noise(2, 6_000)).astype(np.float32) for _ in range(2)]
-    sounds[1][0, 4_000] = loudest
-    paths = [tmp_path / f"{n}.{form.name}" for n in range(2)]
-    with StemFiles(paths, 44_100, 2, form, None) as files:
-        for start in range(0, 6_000, 2_000):
-            files.write([sound[:, start : start + 2_000] for sound in sounds])
-        files.finish()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in paths]
-    return files, sounds
-
-
-@pytest.mark.parametrize("form", [StemFormat(), StemFormat("flac", "24"), StemFormat("wav", "24")])
-def test_loud_stems_are_scaled_together(tmp_path, form):
-    files, sounds = write_stems(tmp_path, form, loudest=2.5)
-    assert files.gain == 0.4
-    assert files.as_float == ()
-    for number, sound in enumerate(sounds):
-        path = tmp_path / f"{number}.{form.name}"
-        assert soundfile.info(path).subtype == f"PCM_{form.bits}"
-        np.testing.assert_allclose(read_sound(path)[0], 0.4 * sound, atol=2**-14)
-
-
-def test_a_loud_stem_alone_becomes_floats(tmp_path):
-    files, sounds = write_stems(tmp_path, StemFormat(clip="float"), loudest=2.5)
-    assert files.gain == 1
-    assert files.as_float == (tmp_path / "1.wav",)
-    assert [soundfile.info(tmp_path / f"{n}.wav").subtype for n in range(2)] == ["PCM_16", "FLOAT"]
-    for number, sound in enumerate(sounds):
-        np.testing.assert_allclose(read_sound(tmp_path / f"{number}.wav")[0], sound, atol=2**-15)
-
-
-def test_floats_stay_as_loud_as_they_are(tmp_path):
-    files, sounds = write_stems(tmp_path, StemFormat("wav", "float"), loudest=2.5)
-    assert files.gain == 1
-    np.testing.assert_array_equal(read_sound(tmp_path / "1.wav")[0], sounds[1])
-
-
-@pytest.mark.parametrize("name", ["mp3", "ogg", "m4a"])
-def test_loud_stems_of_lossy_formats_are_scaled(tmp_path, name):
-    files, sounds = write_stems(tmp_path, StemFormat(name), loudest=2.0)
-    assert files.gain == 0.5
-    found = read_sound(tmp_path / f"0.{name}")[0][:, :6_000]
-    assert np.mean((found - 0.5 * sounds[0][:, : found.shape[-1]]) ** 2) < 0.1 * np.mean((0.5 * sounds[0]) ** 2)
-
-
-def test_formats_refuse_what_they_cannot_hold():
-    for make, words in (
-        (lambda: StemFormat("flac", "float"), "16 or 24 bits"),
-        (lambda: StemFormat("flac", clip="float"), "do not hold floats"),
-        (lambda: StemFormat("mp3", "float"), "no number of bits"),
-        (lambda: StemFormat("mp3").check(44_100, 3), "at most 2 channels"),
-        (lambda: StemFormat("m4a").check(192_000, 1), "do not hold 192000 Hz"),
-    ):
-        with pytest.raises(InputError, match=words):
-            make()
-
-
-def test_files_that_cannot_be_opened_leave_none_behind(tmp_path):
-    with pytest.raises(OSError, match="b"):
-        StemFiles([tmp_path / "a.wav", tmp_path / "none" / "b.wav"], 16_000, 1, StemFormat(), None)
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_error_leaves_no_file(tmp_path):
-    def write_one():
-        with StemFiles([tmp_path / "a.wav"], 16_000, 1, StemFormat(), None) as files:
-            files.write([noise(1, 2_000)])
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        write_one()
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.slow
 def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, trained):
     """A limit on the size of files stands for the disk."""
-    soundfile.write(tmp_path / "a.wav", noise(2, 100_000).T, 44_100)
+    soundfile.write(tmp_path / "a.wav", noise(2, 100_000, level=0.3).T, 44_100)
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "from clipsep_jax.cli.main import main\n"
@@ -264,7 +184,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, trained):
 def test_an_interrupted_separation_leaves_no_file(tmp_path, trained):
     with soundfile.SoundFile(tmp_path / "a.wav", "w", 16_000, 1) as file:
         for _ in range(120):
-            file.write(noise(160_000))
+            file.write(noise(160_000, level=0.3))
     out = tmp_path / "out"
     arguments = ["separate", str(tmp_path / "a.wav"), "--model", str(trained), "--query", "buzz", "--out", str(out)]
     code = (
@@ -382,7 +302,7 @@ def test_python_separates_a_file_into_files(folder, tmp_path, trained):
 
 @pytest.mark.parametrize("seconds", [0.01, 3.0])
 def test_a_picture_shows_mixture_masks_and_results(tmp_path, trained, capsys, seconds):
-    soundfile.write(tmp_path / "a.wav", noise(2, round(44_100 * seconds)).T, 44_100)
+    soundfile.write(tmp_path / "a.wav", noise(2, round(44_100 * seconds), level=0.3).T, 44_100)
     assert command(tmp_path / "a.wav", tmp_path / "out", trained, "--spectrogram", "--query", "hum") == 0
     assert len(capsys.readouterr().out.split()) == 2 + (seconds > 1)
     assert (tmp_path / "out" / "a_spectrogram.png").exists() == (seconds > 1)

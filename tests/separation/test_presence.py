@@ -17,7 +17,7 @@ from clipsep_jax.separation.separator import Options, Separator
 from clipsep_jax.separation.targets import Target
 from clipsep_jax.spectrogram import log_warped_magnitude, stft
 from clipsep_jax.tensors import write_tensors
-from tests.small import QUERY_SIZE
+from tests.separation.inputs import noise, query
 
 SHAPE = (256, 8)
 
@@ -30,14 +30,6 @@ def calibration(threshold: float = 0.5, slope: float = 1.0) -> Presence:
 @pytest.fixture
 def separator(trained) -> Separator:
     return clipsep_jax.load(trained)
-
-
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(shape[-1]).uniform(-0.5, 0.5, shape).astype(np.float32)
-
-
-def query(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=QUERY_SIZE).astype(np.float32)
 
 
 def test_odds_are_those_of_the_share_of_energy():

@@ -23,6 +23,7 @@ from clipsep_jax.sound_files import write_sound
 from clipsep_jax.spectrogram import istft, log_warped_magnitude, stft, unwarp
 from clipsep_jax.tensors import read_metadata, read_tensors, write_tensors
 from clipsep_jax.training.loop import train
+from tests.separation.inputs import noise, query
 from tests.small import QUERY_SIZE, small_config
 
 CHUNK = 2047
@@ -31,14 +32,6 @@ CHUNK = 2047
 @pytest.fixture(scope="module")
 def separator(trained) -> Separator:
     return clipsep_jax.load(trained)
-
-
-def noise(length: int) -> np.ndarray:
-    return np.random.default_rng(length).uniform(-0.5, 0.5, length).astype(np.float32)
-
-
-def query(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=QUERY_SIZE).astype(np.float32)
 
 
 @pytest.mark.parametrize("length", [1, 100, 2047, 2048, 5000, 20_000])

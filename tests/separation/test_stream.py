@@ -13,7 +13,7 @@ from clipsep_jax.separation.rates import Queue, Resampler
 from clipsep_jax.separation.separator import Options, Separator
 from clipsep_jax.separation.targets import Target
 from clipsep_jax.spectrogram import istft, stft, unwarp
-from tests.small import QUERY_SIZE
+from tests.separation.inputs import noise, query
 
 CHUNK = 2047
 
@@ -21,14 +21,6 @@ CHUNK = 2047
 @pytest.fixture(scope="module")
 def separator(trained) -> Separator:
     return clipsep_jax.load(trained)
-
-
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(shape[-1]).uniform(-0.5, 0.5, shape).astype(np.float32)
-
-
-def query(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=QUERY_SIZE).astype(np.float32)
 
 
 def let_all_through(monkeypatch) -> None:
