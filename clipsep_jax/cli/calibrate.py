@@ -10,7 +10,8 @@ from clipsep_jax.terminal import say
 DESCRIPTION = """  clipsep calibrate models/nit --records runs/videos
 
 Writes presence.safetensors into the model directory: spectrograms of 16 mixtures of the split, and what turns the share
-of a sound that a mask lets through into a probability. Training does the same at its end."""
+of a sound that a mask lets through into a probability. Training does the same at its end, and
+`clipsep import-torch --records`."""
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     """Calibrates a model, and says how well presence can be told."""
     from clipsep_jax.data.record_set import RecordSet
-    from clipsep_jax.evaluation.calibration import roc_auc, targets_of
+    from clipsep_jax.evaluation.calibration import calibrate_model, roc_auc, targets_of
     from clipsep_jax.separation.separator import Separator
 
     if not calibrate_model(options.model, options.records, options.split, download=options.download):
@@ -39,26 +40,3 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
         targets = targets_of(separator, RecordSet(options.records), options.test)
         auc, by_energy = roc_auc(targets.z, targets.are_there), roc_auc(targets.energy, targets.are_there)
         say(f"On {options.test}, ROC AUC {auc:.3f}; by the energy of the stems {by_energy:.3f}.")
-
-
-def calibrate_model(model: Path, records: Path, split: str, *, download: bool = False) -> bool:
-    """Writes the calibration of a model and prints what it came out as; false for a model without queries.
-
-    Raises:
-        InputError: the split is missing, or its clips cannot give the queries.
-    """
-    from clipsep_jax.data.record_set import RecordSet
-    from clipsep_jax.evaluation.calibration import calibrate
-    from clipsep_jax.separation.separator import Separator
-
-    separator = Separator.load(model, download=download)
-    presence = calibrate(separator, RecordSet(records), split)
-    if presence is None:
-        return False
-    presence.save(separator.model_dir.folder)
-    fit = presence.fit
-    say(
-        f"Presence, on {fit.num_present} targets of {split} that are there and {fit.num_absent} that are not: ROC AUC "
-        f"{fit.auc:.3f}; by the energy of the stems {fit.energy_auc:.3f}."
-    )
-    return True

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from clipsep_jax.terminal import say
 
-DESCRIPTION = "  clipsep import-torch best_model.pt models/nit --clip openai/clip-vit-base-patch32"
+DESCRIPTION = """  clipsep import-torch best_model.pt models/nit --clip openai/clip-vit-base-patch32
+  clipsep import-torch best_model.pt models/nit --clip openai/clip-vit-base-patch32 --records data/vggsound"""
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,9 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--train-args", type=Path, metavar="train-args.json", help="the run's settings, labels and table"
     )
+    parser.add_argument(
+        "--records", type=Path, metavar="DIR", help="records to calibrate on, so that the model tells absent sounds"
+    )
 
 
 def run(options: argparse.Namespace, _: Sequence[str]) -> None:
@@ -28,3 +32,7 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
 
     out = import_torch(options.checkpoint, options.out, options.system, options.clip, options.train_args)
     say(f"The model is in {out}; see `clipsep info {out}`.")
+    if options.records:
+        from clipsep_jax.evaluation.calibration import calibrate_model
+
+        calibrate_model(out, options.records)

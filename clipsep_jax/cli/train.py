@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipsep_jax.cli.calibrate import calibrate_model
 from clipsep_jax.cli.options import positive
 from clipsep_jax.errors import InputError
 from clipsep_jax.terminal import say
@@ -58,20 +57,13 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     config = read_config(options.config, overrides)
     get_ready(config, options)
+    from clipsep_jax.evaluation.calibration import calibrate_if_possible
     from clipsep_jax.training import devices as distributed
     from clipsep_jax.training.loop import train
 
     best = train(config, options.workdir, allow_changes=options.allow_change, trace=step_trace(options))
-    distributed.first_process_alone(lambda: _calibrate(best, Path(config.data.records)))
+    distributed.first_process_alone(lambda: calibrate_if_possible(best, Path(config.data.records)))
     say(f"The best model is in {best}; try `clipsep separate FILE --model {options.workdir} --query ... --out DIR`.")
-
-
-def _calibrate(model: Path, records: Path) -> None:
-    """Calibrates a trained model, unless its records cannot; it separates all the same."""
-    try:
-        calibrate_model(model, records, "validation")
-    except InputError as error:
-        say(f"The model does not tell whether a sound is there: {error}", error=True)
 
 
 def get_ready(config: Any, options: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from clipsep_jax.demo.own_videos import prepare_own_videos
 from clipsep_jax.demo.page import Example, write_report
 from clipsep_jax.demo.toy.records import make_toy_records
 from clipsep_jax.errors import InputError
+from clipsep_jax.evaluation.calibration import calibrate_if_possible, roc_auc, targets_of
 from clipsep_jax.evaluation.protocols import draw_mixtures, num_sources_of
 from clipsep_jax.evaluation.scores import Evaluation, evaluation_of
 from clipsep_jax.evaluation.tables import table, write_scores
@@ -81,22 +82,46 @@ def run_demo(
     with watch.stage("train", "Training CLIPSep-NIT on sounds and pictures; text is not used"):
         train(config, out / "run")
     with watch.stage("evaluate", "Scoring on held-out mixtures"):
+        calibrate_if_possible(out / "run", records.folder)
         evaluation = evaluation_of(Separator.load(out / "run"), records, "test", NUM_MIXTURES)
         summary, rows = evaluation.run()
         write_scores(out / "scores", summary, rows)
     with watch.stage("separate", "Separating some of them"):
         examples = separate_examples(evaluation, out / "audio")
-    report = summary | {"loss": _fall(read_metrics(out / "run")), "seconds": watch.report()}
+    presence = _presence(Separator.load(out / "run"), records)
+    report = summary | {"presence": presence, "loss": _fall(read_metrics(out / "run")), "seconds": watch.report()}
     write_json(out / "report.json", report)
     path = write_report(out, report, examples)
-    _print(summary, report["loss"], report["seconds"]["total"])
+    _print(summary, report)
     return path
 
 
-def _print(summary: dict[str, Any], loss: dict[str, float], seconds: float) -> None:
+def _presence(separator: Separator, records: RecordSet) -> dict[str, float]:
+    """How well the model tells sounds of held-out mixtures from absent ones; empty if it cannot."""
+    if separator.presence is None:
+        return {}
+    try:
+        targets = targets_of(separator, records, "test")
+    except InputError:  # the held-out clips have too few labels
+        return {}
+    return {
+        "auc": roc_auc(targets.z, targets.are_there),
+        "energy_auc": roc_auc(targets.energy, targets.are_there),
+        "num_present": int(targets.are_there.sum()),
+        "num_absent": int((~targets.are_there).sum()),
+    }
+
+
+def _print(summary: dict[str, Any], report: dict[str, Any]) -> None:
+    presence, loss = report["presence"], report["loss"]
     say(table(summary))
+    if presence:
+        say(
+            f"Whether a sound is there: ROC AUC {presence['auc']:.3f} on {presence['num_present']} that are and "
+            f"{presence['num_absent']} that are not; by the energy of the stems {presence['energy_auc']:.3f}."
+        )
     say(f"Training loss: {loss['first_tenth']:.3f} in the first tenth, {loss['last_tenth']:.3f} in the last.")
-    say(f"{seconds:.0f} s in all.")
+    say(f"{report['seconds']['total']:.0f} s in all.")
 
 
 def _toy(out: Path, steps: int | None, labels: Path | None, clip: str | None) -> tuple[RecordSet, Config]:

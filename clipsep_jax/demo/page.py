@@ -70,7 +70,16 @@ def _score_table(report: dict[str, Any]) -> str:
             rows[line.estimate] += [f"{line.mean:.2f} ± {line.error:.2f}", f"{line.median:.2f}", f"{line.gain:+.2f}"]
     table = html_table([*titles, ""], [[*row, _MEANING.get(name, "")] for name, row in rows.items()])
     units = ", ".join(f"{metric.title} in {metric.unit}" for metric in metrics.values())
-    return f"{table}<p>{report['mixture']['num']} mixtures; {units}.</p>"
+    return f"{table}<p>{report['mixture']['num']} mixtures; {units}.</p>{_presence(report['presence'])}"
+
+
+def _presence(presence: dict[str, float]) -> str:
+    if not presence:
+        return ""
+    return (
+        f"<p>Whether a sound is there at all: ROC AUC {presence['auc']:.3f} on {presence['num_present']} targets that "
+        f"are and {presence['num_absent']} that are not; by the energy of the stems {presence['energy_auc']:.3f}.</p>"
+    )
 
 
 def _example_title(example: Example) -> str:

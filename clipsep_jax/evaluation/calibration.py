@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from clipsep_jax.separation.masking import share_odds
 from clipsep_jax.separation.presence import Fit, Presence, standardised
 from clipsep_jax.separation.separator import Separator
 from clipsep_jax.spectrogram import log_warped_magnitude, stft
+from clipsep_jax.terminal import say
 
 NUM_REFERENCES = 16
 NUM_MIXTURES = 128  # that give a target each that is there, and one that is not
@@ -72,6 +74,33 @@ def calibrate(separator: Separator, records: RecordSet, split: str = "validation
         num_absent=int((~there).sum()),
     )
     return Presence(references, fit)
+
+
+def calibrate_model(model: Path, records: Path, split: str = "validation", *, download: bool = False) -> Fit | None:
+    """Writes the calibration into a model directory and says what it came out as; None for a model without queries.
+
+    Raises:
+        InputError: as `calibrate`, or the model cannot be loaded.
+    """
+    separator = Separator.load(model, download=download)
+    presence = calibrate(separator, RecordSet(records), split)
+    if presence is None:
+        return None
+    presence.save(separator.model_dir.folder)
+    fit = presence.fit
+    say(
+        f"Presence, on {fit.num_present} targets of {split} that are there and {fit.num_absent} that are not: ROC AUC "
+        f"{fit.auc:.3f}; by the energy of the stems {fit.energy_auc:.3f}."
+    )
+    return fit
+
+
+def calibrate_if_possible(model: Path, records: Path) -> None:
+    """Calibrates a trained model, or says why its records cannot; it separates all the same."""
+    try:
+        calibrate_model(model, records)
+    except InputError as error:
+        say(f"The model does not tell whether a sound is there: {error}", error=True)
 
 
 def targets_of(separator: Separator, records: RecordSet, split: str) -> Targets:

@@ -33,7 +33,7 @@ def find_recordings(inputs: Sequence[str], list_path: Path | None = None, out: P
     Files that would give the same names get their suffix into the name, or a number.
 
     Raises:
-        InputError: there is none, or the list cannot be read.
+        InputError: there is none, the list cannot be read, or `out` is a folder of inputs.
     """
     inputs = [*inputs, *(_lines(list_path) if list_path else ())]
     found = [recording for text in inputs for recording in _found(text, out)]
@@ -66,6 +66,8 @@ def _found(text: str, out: Path | None) -> list[Recording]:
     path = Path(text)
     if path.is_dir():
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES | VIDEO_SUFFIXES)
+        if out and out.resolve() == path.resolve():
+            raise InputError(f"The stems in {out} would be recordings of the next run; give a folder of their own.")
         results = out.resolve() if out and path.resolve() in out.resolve().parents else None
         kept = [p for p in inside if p.is_file() and results not in p.resolve().parents]
         return [Recording(p, p.relative_to(path).with_suffix("")) for p in kept]

@@ -21,7 +21,7 @@ def small_demo(monkeypatch):
 
     def smaller(config):
         config = toy(config)
-        config.toy.num_clips, config.toy.encoder_steps = 20, 0
+        config.toy.num_clips, config.toy.encoder_steps = 40, 0
         config.spectrogram.num_samples = 8_191
         config.model.num_levels, config.model.width = 3, 4
         config.data.batch_size = 8
@@ -37,7 +37,10 @@ def check_report(out: Path, *names: str) -> dict:
     assert {"mixture", "image", "ideal_binary_mask", "wrong_query", "seconds", *names} <= report.keys()
     assert all(np.isfinite(report[name]["sdr_mean"]) for name in ("mixture", "image", "ideal_binary_mask", *names))
     assert report["seconds"]["total"] >= report["seconds"]["train"] > 0
+    assert 0 <= report["presence"]["auc"] <= 1
+    assert report["presence"]["num_present"] == report["presence"]["num_absent"] > 0
     page = (out / "report.html").read_text()
+    assert f"ROC AUC {report['presence']['auc']:.3f}" in page
     for path in (*out.glob("figures/*.png"), *out.glob("audio/*.wav")):
         assert path.relative_to(out).as_posix() in page
     assert len(list(out.glob("audio/*.wav"))) >= 4

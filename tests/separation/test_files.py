@@ -69,6 +69,13 @@ def test_results_within_the_inputs_are_no_inputs(folder, tmp_path):
     assert names == {"x-wav", "x-flac", "y", "deep/x"}
 
 
+def test_results_among_the_inputs_are_refused(folder, trained, capsys):
+    before = sorted(folder.rglob("*"))
+    assert command(folder, folder / "deep" / "..", trained) == 2
+    assert "would be recordings of the next run; give a folder of their own" in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_names_that_are_cut_to_the_same_are_refused(tmp_path, trained, capsys):
     for end in "12":
         soundfile.write(tmp_path / f"{'n' * 230}{end}.wav", noise(100, level=0.3), 16_000)

@@ -116,6 +116,18 @@ def test_a_sum_is_there_where_one_of_its_sounds_is(separator):
 
 
 @pytest.mark.slow
+def test_an_imported_model_is_calibrated(trained, clip_records, tmp_path, capsys):
+    pytest.importorskip("torch")
+    checkpoint = tmp_path / "best_model.pt"
+    assert main(["export-torch", str(trained), str(checkpoint)]) == 0
+    encoder = open_model_dir(trained).encoder_name
+    arguments = ["import-torch", str(checkpoint), str(tmp_path / "model"), "--clip", encoder]
+    assert main([*arguments, "--records", str(clip_records)]) == 0
+    assert "targets of validation that are there" in capsys.readouterr().out
+    assert Separator.load(tmp_path / "model").presence is not None
+
+
+@pytest.mark.slow
 def test_commands_calibrate_and_tell(trained, clip_records, tmp_path, capsys):
     trained_copy = shutil.copytree(open_model_dir(trained).folder, tmp_path / "model")
     assert main(["calibrate", str(trained_copy), "--records", str(clip_records), "--test", "validation"]) == 0
