@@ -188,6 +188,7 @@ class TrainConfig:
     board_mixtures: int = 2  # held-out mixtures whose masks and sounds TensorBoard shows at each validation
     max_skipped_in_row: int = 10  # steps without a finite loss and gradient before the run ends
     hang_seconds: int = 1_800  # without a step before the process prints its stacks and exits
+    frozen: str = ""  # patterns of tensors that stay as they are, separated by commas, such as "unet.*"
     precision: Literal["float32", "bfloat16"] = "float32"  # of the U-Net's arithmetic; all else stays float32
     sharding: Literal["replicated", "fsdp"] = "replicated"  # every device holds the whole state, or a part of it
     remat: bool = False  # recompute inner levels in the backward pass: less memory, more time

@@ -4,6 +4,7 @@ import re
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -140,14 +141,20 @@ def _published(path: tuple, rules: Sequence[Rule]) -> tuple[str, Rule]:
 
 
 def _refuse(source: str, faults: dict[str, list[str]]) -> None:
-    named = [f"{kind}: {_listed(names)}" for kind, names in faults.items() if names]
+    named = [f"{kind}: {listed(names)}" for kind, names in faults.items() if names]
     if named:
         raise InputError(
             f"{source} does not fit the network; use the weights of the configured one ({'; '.join(named)})."
         )
 
 
-def _listed(names: list[str]) -> str:
+def fits(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a tensor's name fits one of some patterns, as names of files do (`unet.down.*`)."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence, the first of many."""
     rest = len(names) - _MOST_NAMED
     return ", ".join(names[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
@@ -198,7 +205,7 @@ def _finite(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]
         if np.issubdtype(tensor.dtype, np.inexact) and not (np.abs(tensor) <= most).all()
     ]
     if faults:
-        raise InputError(f"{path} holds numbers that are not finite (in {_listed(faults)}); take other weights.")
+        raise InputError(f"{path} holds numbers that are not finite (in {listed(faults)}); take other weights.")
     return tensors
 
 
@@ -257,7 +264,7 @@ def read_torch_tensors(path: Path) -> dict[str, np.ndarray]:
     _check_names(path, values.keys())
     odd = [name for name, tensor in values.items() if not _is_plain(tensor)]
     if odd:
-        raise InputError(f"{path} holds tensors that are not plain arrays ({_listed(odd)}); save the model's own.")
+        raise InputError(f"{path} holds tensors that are not plain arrays ({listed(odd)}); save the model's own.")
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in values.values())
     if num_bytes > _MOST_SHARING * path.stat().st_size:  # of tied weights, or of storages that the file does not fill
         raise InputError(f"{path} holds tensors of {num_bytes:,} bytes, above its size; save the state_dict() again.")

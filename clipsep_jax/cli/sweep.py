@@ -47,7 +47,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         variations,
         split=options.split,
         num_mixtures=options.num_mixtures,
-        allow_changes=options.allow_change,
+        **train.how_to_start(options),
         trace=train.step_trace(options),
     )
     say(f"The report is in {page}; each member's folder beside it is a training workdir.")

@@ -11,7 +11,8 @@ from clipsep_jax.terminal import say
 
 DESCRIPTION = (
     "  clipsep train --config=toy_smoke --workdir=runs/smoke\n"
-    "  clipsep train --config=clipsep_nit:vggsound --workdir=runs/nit --config.train.steps=100000"
+    "  clipsep train --config=clipsep_nit:vggsound --workdir=runs/nit --config.train.steps=100000\n"
+    "  clipsep train --config=clipsep_nit:vggsound --workdir=runs/tuned --init models/nit --config.data.records=MINE"
 )
 
 
@@ -24,6 +25,20 @@ def describe(parser: argparse.ArgumentParser) -> None:
         help="a shipped config, such as clipsep_nit:vggsound, or your own FILE.py[:DATASET]",
     )
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "--init",
+        default="",
+        metavar="MODEL",
+        help="start from the weights of a model directory, a workdir or a hub id; a run that is resumed goes on from "
+        "its own",
+    )
+    parser.add_argument(
+        "--init-skip",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="with --init: tensors to draw anew, such as 'query_head.*'; repeatable",
+    )
     parser.add_argument(
         "--allow-change",
         action="append",
@@ -61,7 +76,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from clipsep_jax.training import devices as distributed
     from clipsep_jax.training.loop import train
 
-    best = train(config, options.workdir, allow_changes=options.allow_change, trace=step_trace(options))
+    best = train(config, options.workdir, **how_to_start(options), trace=step_trace(options))
     distributed.first_process_alone(lambda: calibrate_if_possible(best, Path(config.data.records)))
     say(f"The best model is in {best}; try `clipsep separate FILE --model {options.workdir} --query ... --out DIR`.")
 
@@ -80,6 +95,17 @@ def get_ready(config: Any, options: argparse.Namespace) -> None:
 
         toy, place = config.toy, Path(config.data.records)
         distributed.first_process_alone(lambda: make_toy_records(place, toy.num_clips, toy.encoder_steps))
+
+
+def how_to_start(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `train` that say what a run begins with.
+
+    Raises:
+        InputError: they contradict each other.
+    """
+    if options.init_skip and not options.init:
+        raise InputError("--init-skip leaves tensors of a model out; name the model with --init.")
+    return {"init": options.init, "init_skip": options.init_skip, "allow_changes": options.allow_change}
 
 
 def step_trace(options: argparse.Namespace) -> Any:

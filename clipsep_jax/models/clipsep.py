@@ -84,7 +84,12 @@ def own_layout(tree: PyTree) -> PyTree:
 def stored_rules(model: CLIPSep) -> tuple[Rule, ...]:
     """`stored_layout` for a file of tensors."""
     paths = [path for path, _ in nnx.to_flat_state(nnx.state(model))]
-    return tuple(Rule(".".join(map(str, _stored_name(path))), ".".join(map(str, path))) for path in paths)
+    return tuple(Rule(stored_name(path), ".".join(map(str, path))) for path in paths)
+
+
+def stored_name(path: tuple) -> str:
+    """The name in files of the variable at a path of a `CLIPSep`."""
+    return ".".join(map(str, _stored_name(path)))
 
 
 def _renamed(tree: PyTree, name: Any) -> PyTree:

@@ -22,6 +22,7 @@ from clipsep_jax.model_dir import BEST_FOLDER
 from clipsep_jax.terminal import say
 from clipsep_jax.training.devices import put_ahead
 from clipsep_jax.training.flat import Flat
+from clipsep_jax.training.initial import InitialWeights, read_initial_weights
 from clipsep_jax.training.previews import Previews
 from clipsep_jax.training.progress import Curves, Progress
 from clipsep_jax.training.setup import Run
@@ -31,10 +32,20 @@ from clipsep_jax.training.timing import Goodput, StepTrace
 from clipsep_jax.training.workdir import Workdir
 
 
-def train(config: Config, workdir: Path, *, allow_changes: Sequence[str] = (), trace: StepTrace | None = None) -> Path:
+def train(
+    config: Config,
+    workdir: Path,
+    *,
+    init: str = "",
+    init_skip: Sequence[str] = (),
+    allow_changes: Sequence[str] = (),
+    trace: StepTrace | None = None,
+) -> Path:
     """Trains to `config.train.steps`, resuming from the latest whole checkpoint of `workdir` if there is one.
 
     Args:
+        init, init_skip: a model to start from, and its tensors to leave out; see `read_initial_weights`. A run that is
+            resumed goes on from its own.
         allow_changes: options that may differ from those of the checkpoint, such as "train.steps".
         trace: records what the steps of a window take.
 
@@ -46,8 +57,9 @@ def train(config: Config, workdir: Path, *, allow_changes: Sequence[str] = (), t
         Interrupted: a signal asked to stop; the state is saved.
     """
     run = Run(config)
+    initial = read_initial_weights(run, init, init_skip) if init else None
     with Workdir(run, workdir) as opened:
-        run_training(run, opened, allow_changes, trace)
+        run_training(run, opened, initial, allow_changes, trace)
     return workdir / BEST_FOLDER
 
 
@@ -62,12 +74,21 @@ class Output(Curves, Protocol):
     def save(self, step: int, state: TrainState) -> None: ...
 
 
-def run_training(run: Run, workdir: Output, allow_changes: Sequence[str], trace: StepTrace | None) -> None:
+def run_training(
+    run: Run,
+    workdir: Output,
+    initial: InitialWeights | None,
+    allow_changes: Sequence[str],
+    trace: StepTrace | None,
+) -> None:
     """Trains with the parts of a run; see `train`."""
     with stop_on_signal() as stop:
         state, start = run.trainer.init(), workdir.step_to_go_on_from()
         if start:
             state = workdir.restore(start, state, allow_changes)
+        elif initial is not None:
+            state = initial.put_into(state)
+            say(initial.sentence)
         workdir.start(start, state.skipped)
         if not run.validation_batches:
             say(

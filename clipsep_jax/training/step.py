@@ -12,10 +12,13 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, PyTree
 
 from clipsep_jax.config import Config
+from clipsep_jax.errors import InputError
 from clipsep_jax.mixing import apply_gain, drop_closest, likeness_weight, mix
-from clipsep_jax.models.clipsep import CLIPSep, build_model
+from clipsep_jax.models.clipsep import CLIPSep, build_model, stored_name
+from clipsep_jax.models.layers import BatchNorm
 from clipsep_jax.objectives import Objective, build_objective
 from clipsep_jax.structures import Batch, Loss, MaskLogits, Mixture
+from clipsep_jax.tensors import fits, listed
 from clipsep_jax.training.devices import put_numbers, replicated, state_sharding
 from clipsep_jax.training.flat import Flat, Structure
 from clipsep_jax.training.optimizer import Optimizer, build_optimizer
@@ -72,6 +75,7 @@ class Trainer:
     Attributes:
         recipe: the objective and the optimizer, which `train_step` and `validation_step` are given as data.
         graphdef: the structure of the model, which `nnx.merge` combines with the state into a model.
+        shapes: of the model's tensors, by their names in files.
     """
 
     recipe: PyTree
@@ -95,7 +99,11 @@ class Trainer:
         self.recipe = self._build_recipe()
         if isinstance(mesh, Mesh):  # once, rather than with every step
             self.recipe = put_numbers(self.recipe, mesh)
-        self.graphdef = nnx.graphdef(nnx.eval_shape(lambda: self._build_model(0)))
+        model = nnx.eval_shape(lambda: self.build_model(0))
+        self.graphdef = nnx.graphdef(model)
+        self.shapes = {stored_name(path): value.shape for path, value in nnx.to_flat_state(nnx.state(model))}
+        self._frozen = tuple(filter(None, config.train.frozen.split(",")))
+        self._check_frozen()
         whole = None if mesh is None else replicated(mesh)
         out = None if mesh is None else self.sharding(mesh)
         self._structure = Structure(jax.eval_shape(self._init))
@@ -136,13 +144,14 @@ class Trainer:
         """Where each array of the state lies."""
         return state_sharding(jax.eval_shape(self._init), mesh, self.config.train.sharding)
 
-    def _build_model(self, seed: int) -> CLIPSep:
+    def build_model(self, seed: int) -> CLIPSep:
+        """The model as drawn from a seed."""
         dtype = jnp.bfloat16 if self.config.train.precision == "bfloat16" else None
         return build_model(self.config.model, nnx.Rngs(seed), dtype=dtype, remat=self.config.train.remat)
 
     def _init(self) -> TrainState:
         """The state before the first step, from the config's seed."""
-        model = self._build_model(self.config.train.seed)
+        model = self.build_model(self.config.train.seed)
         params, batch_stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
         return TrainState(
             jnp.array(0), jnp.array(0), params, batch_stats, build_optimizer(self.config.optimizer).init(params)
@@ -176,6 +185,7 @@ class Trainer:
         """The mask logits of a mixture, and the new batch statistics."""
         model = nnx.merge(self.graphdef, params, batch_stats, copy=True)
         model.train() if training else model.eval()
+        self._still_norms(model)
         return model(jnp.log(mixture.magnitude), query), nnx.state(model, nnx.BatchStat)
 
     def gradients(
@@ -190,7 +200,31 @@ class Trainer:
             return loss.value, (loss, batch_stats)
 
         gradients, (loss, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
-        return gradients, loss, batch_stats
+        return self._without_frozen(gradients), loss, batch_stats
+
+    def _check_frozen(self) -> None:
+        for pattern in self._frozen:
+            if not any(fits(name, (pattern,)) for name in self.shapes):
+                raise InputError(
+                    f"config.train.frozen has {pattern!r}, which names no tensor of the model; it has "
+                    f"{listed(list(self.shapes))}."
+                )
+
+    def _without_frozen(self, tree: PyTree) -> PyTree:
+        """A tree like the parameters, with zeros for those that are frozen."""
+        if not self._frozen:
+            return tree
+        flat = [
+            (path, jax.tree.map(jnp.zeros_like, variable) if fits(stored_name(path), self._frozen) else variable)
+            for path, variable in nnx.to_flat_state(tree)
+        ]
+        return nnx.from_flat_state(flat)
+
+    def _still_norms(self, model: CLIPSep) -> None:
+        """BatchNorms whose running statistics are frozen normalise by them in training too."""
+        for path, module in nnx.iter_modules(model) if self._frozen else ():
+            if isinstance(module, BatchNorm) and fits(stored_name((*path, "mean")), self._frozen):
+                module.eval()
 
     def update(
         self, state: TrainState, mixture: Mixture, query: Array | None, recipe: Recipe
@@ -201,6 +235,7 @@ class Trainer:
             norm = optax.tree.norm(gradients)
             finite = jnp.isfinite(loss.value) & jnp.isfinite(norm)
             updates, optimizer = recipe.optimizer.update(gradients, state.optimizer, state.params)
+            updates = self._without_frozen(updates)  # whatever Adam remembers
             new = (optax.apply_updates(state.params, updates), batch_stats, optimizer)
             old = (state.params, state.batch_stats, state.optimizer)
             kept = jax.tree.map(lambda changed, unchanged: jnp.where(finite, changed, unchanged), new, old)

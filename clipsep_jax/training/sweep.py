@@ -122,6 +122,8 @@ def sweep(
     *,
     split: str = "test",
     num_mixtures: int = 256,
+    init: str = "",
+    init_skip: Sequence[str] = (),
     allow_changes: Sequence[str] = (),
     trace: StepTrace | None = None,
 ) -> Path:
@@ -129,7 +131,7 @@ def sweep(
 
     Args:
         split, num_mixtures: the held-out mixtures to score on; with 0 mixtures there are no scores.
-        allow_changes, trace: as for `train`.
+        init, init_skip, allow_changes, trace: as for `train`.
 
     Returns:
         The path of sweep.html.
@@ -148,7 +150,14 @@ def sweep(
     report = partial(_report, workdir, members, variations, records, split, num_mixtures)
     workdirs = [workdir / name for name in members]
     try:
-        train_together(list(members.values()), workdirs, allow_changes=allow_changes, trace=trace)
+        train_together(
+            list(members.values()),
+            workdirs,
+            init=init,
+            init_skip=init_skip,
+            allow_changes=allow_changes,
+            trace=trace,
+        )
     except DivergedError:  # of the last one; there may be good models from before
         first_process_alone(report)
         raise
