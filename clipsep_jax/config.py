@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from clipsep_jax.config_checks import check
 from clipsep_jax.errors import InputError
 from clipsep_jax.old_options import OLD_OPTIONS, replace_old_options
 from clipsep_jax.schema import dotted, shown
@@ -21,47 +22,7 @@ T = TypeVar("T")
 # What a query is; `queries.kinds` has a class for each. "hybrid" alternates images and texts.
 QueryKind = Literal["image", "text", "hybrid", "label", "sentence", "none"]
 
-MOST_ASSIGNMENTS = 4_096  # of masks to mixtures, all of which a step tries
 SAMPLE_RATE_HZ = 16_000  # of records, models and everything that is separated
-
-_MOST_STEPS = 10**12
-
-# The least and the largest value of each whole number: some times what anybody has trained with, so that a config that
-# came with a model cannot ask for more memory or time than its weights are worth.
-RANGES = {
-    "spectrogram.num_samples": (1, 2**24),
-    "spectrogram.fft_size": (1, 2**16),
-    "spectrogram.hop_samples": (1, 2**16),
-    "spectrogram.num_warped_bins": (1, 2**13),
-    "mixing.sources_per_target": (1, 64),
-    "model.num_levels": (1, 16),
-    "model.width": (1, 2**10),
-    "model.num_channels": (1, 2**12),
-    "model.num_noise_heads": (0, 256),
-    "model.query_size": (1, 2**16),
-    "objective.noise_warmup_steps": (0, _MOST_STEPS),
-    "data.num_sources": (1, 64),
-    "data.batch_size": (1, 2**20),
-    "data.frames_per_clip": (1, 10_000),
-    "data.frame_margin": (0, 10_000),
-    "data.read_workers": (-1, 1_000),
-    "data.read_threads": (1, 10_000),
-    "data.num_dropped_pairs": (0, 2**20),
-    "data.similar_pairs_from_step": (0, _MOST_STEPS),
-    "optimizer.warmup_steps": (0, _MOST_STEPS),
-    "optimizer.decay_end_step": (0, _MOST_STEPS),
-    "train.steps": (1, _MOST_STEPS),
-    "train.seed": (0, 2**63 - 1),
-    "train.log_every": (1, _MOST_STEPS),
-    "train.validate_every": (1, _MOST_STEPS),
-    "train.validation_batches": (1, 2**20),
-    "train.board_mixtures": (0, 1_000),
-    "train.max_skipped_in_row": (1, _MOST_STEPS),
-    "train.hang_seconds": (1, 10**9),
-    "checkpoint.save_every": (1, _MOST_STEPS),
-    "checkpoint.keep_latest": (1, 2**20),
-}
-_MOST_CELLS = 2**26  # frames times samples of each, 256 times the official ones
 
 
 def _from_data() -> Any:
@@ -98,6 +59,9 @@ class MixingConfig:
     weighted: bool = True  # weight bins by log(1 + magnitude), else equally
     targets: Literal["binary", "ratio"] = "binary"  # where a source has more than half, or its share
     sources_per_target: int = 1  # more: a target is a mixture itself, for the mixture invariant objective
+    fewest_sounding: int = 0  # of an example's clips, drawn up to most_sounding; the others are silent in the mixture,
+    most_sounding: int = 0  # and their queries ask for what is not there; 0: all clips sound
+    absent_weight: float = 1.0  # in the loss, of masks for what is not there
 
 
 @dataclass(frozen=True)
@@ -109,7 +73,8 @@ class ModelConfig:
     num_channels: int = 32  # of the features that a query vector is multiplied with
     num_noise_heads: int = 0
     query_size: int = 512
-    fusion: Literal["late", "middle", "early"] = "late"  # queries join after the U-Net, at its bottleneck or its input
+    fusion: Literal["late", "middle", "early", "film"] = "late"  # queries join after the U-Net, at its bottleneck, its
+    # input, or in each of its blocks
     init_std: float = 0.001  # of convolutions
     num_labels: int = _from_data()  # that queries name by number, each with a trained embedding
     num_learned_queries: int = _from_data()  # above 0: so many learned queries, and none as input
@@ -135,6 +100,9 @@ class QueryConfig:
     source: Literal["embeddings", "frames"] = "embeddings"  # that `prepare` stored, or pictures encoded in the step
     encoder: str = ""  # Hugging Face CLIP folder or hub id; "" takes the one that prepared the records
     table: str = ""  # with "sentence": file with an embedding of each label
+    combine: Literal["mean", "mix_up", "compete"] = "mean"  # of a clip's pictures, and its text with "hybrid"
+    centre: bool = False  # subtract the mean of the training pictures from pictures, that of the labels from texts
+    noise: float = 0.0  # added to training queries: the norm of a normal vector, as a share of the query's
 
 
 @dataclass(frozen=True)
@@ -150,6 +118,8 @@ class DataConfig:
     frame_margin: int = 3  # pictures before and after the centre of a clip
     gain_min: float = 0.5
     gain_max: float = 1.5
+    gain_law: Literal["linear", "decibels"] = "linear"  # in which gains are uniform
+    distinct_labels: bool = False  # no two clips of a training example have the same label
     read_workers: int = -1  # processes that read clips; -1: as the cores allow; 0: threads of the training process
     read_threads: int = 4  # that read clips where no processes do
     similar_pairs: Literal["keep", "drop", "downweight"] = "keep"  # mixtures of sources whose queries are alike
@@ -225,12 +195,22 @@ class Config:
             InputError: a key is unknown, a value has the wrong type, or values contradict each other.
         """
         config = _build(cls, replace_old_options(values if isinstance(values, dict) else values.to_dict()), "config")
-        _check(config)
+        check(config)
         return config
 
     def to_dict(self) -> dict[str, Any]:
         """The options as nested plain values, which `from_config_dict` reads back; without those of toy records."""
         return {group.name: _options(getattr(self, group.name)) for group in dataclasses.fields(self) if group.compare}
+
+    @property
+    def most_sounding(self) -> int:
+        """How many sources sound together in the mixtures at most."""
+        return self.mixing.most_sounding or self.data.num_sources
+
+    @property
+    def fewest_sounding(self) -> int:
+        """How many sources sound together in the mixtures at least."""
+        return self.mixing.fewest_sounding or self.most_sounding
 
     def replace(self, **groups: dict[str, Any]) -> "Config":
         """A config with other values, such as `config.replace(train={"steps": 3})`; nothing is checked."""
@@ -301,61 +281,3 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if kind is float and not math.isfinite(value):
         raise InputError(f"{where} is {value}; it must be finite.")
     return value
-
-
-def _check(config: Config) -> None:
-    _check_numbers(config)
-    sides = {"num_warped_bins": config.spectrogram.num_warped_bins, "number of frames": config.spectrogram.num_frames}
-    for name, side in sides.items():
-        if side % 2**config.model.num_levels:
-            raise InputError(
-                f"The spectrogram's {name} is {side}, which {config.model.num_levels} levels cannot halve; "
-                f"choose a multiple of {2**config.model.num_levels} or fewer config.model.num_levels."
-            )
-    if config.objective.name == "noise_invariant" and config.model.num_noise_heads < config.data.num_sources:
-        raise InputError(
-            f"The noise invariant objective needs config.model.num_noise_heads of at least {config.data.num_sources} "
-            f"(one per source), not {config.model.num_noise_heads}."
-        )
-    _check_targets(config)
-    if config.model.fusion != "late" and config.model.num_noise_heads:
-        raise InputError('Noise heads and learned queries need config.model.fusion = "late".')
-    if (config.data.similar_pairs == "drop") != (config.data.num_dropped_pairs > 0):
-        raise InputError('config.data.num_dropped_pairs goes with config.data.similar_pairs = "drop"; give a count.')
-
-
-def _check_targets(config: Config) -> None:
-    num_sources, together = config.data.num_sources, config.mixing.sources_per_target
-    if num_sources % together:
-        raise InputError(
-            f"config.data.num_sources is {num_sources}, not a multiple of "
-            f"config.mixing.sources_per_target = {together}; choose a multiple."
-        )
-    if config.objective.name == "mixture_invariant":
-        ways = (num_sources // together) ** num_sources
-        if ways > MOST_ASSIGNMENTS:
-            raise InputError(
-                f"The mixture invariant objective would try {ways:,} assignments of masks to targets, above "
-                f"{MOST_ASSIGNMENTS:,}; choose fewer config.data.num_sources or more config.mixing.sources_per_target."
-            )
-    elif together > 1:
-        raise InputError(
-            f"config.mixing.sources_per_target = {together} makes mixtures the targets, which needs "
-            'config.objective.name = "mixture_invariant".'
-        )
-
-
-def _check_numbers(config: Config) -> None:
-    for name, (least, most) in RANGES.items():
-        group, option = name.split(".")
-        value = getattr(getattr(config, group), option)
-        if not least <= value <= most:
-            limit = f"at least {least}" if value < least else f"at most {most:,}"
-            raise InputError(f"config.{name} is {value}; it must be {limit}.")
-    if config.spectrogram.num_frames * config.spectrogram.fft_size > _MOST_CELLS:
-        raise InputError(
-            f"The spectrogram has {config.spectrogram.num_frames:,} frames of {config.spectrogram.fft_size} samples, "
-            f"above {_MOST_CELLS:,} in all; choose fewer config.spectrogram.num_samples or larger hop_samples."
-        )
-    if config.spectrogram.fft_size % config.spectrogram.hop_samples:
-        raise InputError("config.spectrogram.fft_size must be a multiple of hop_samples.")

@@ -1,4 +1,4 @@
-"""Sources -> mixture, mask targets and loss weights. Targets are made only here."""
+"""Sources -> mixture, mask targets and loss weights, and what training does to queries. Targets are made only here."""
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,39 @@ def likeness_weight(query: Float[Array, "B 2 Q"], active: Bool[Array, ""]) -> Fl
     """Weight of each example by how alike its sources are: 1 up to a cosine of 0.5, falling to 0 at 1."""
     weight = jax.nn.relu(1 - 2 * jax.nn.relu(pair_similarity(query) - 0.5))
     return jnp.where(active, weight, 1.0)
+
+
+def draw_sounding(key: Array | None, shape: tuple[int, int], fewest: int, most: int) -> Bool[Array, "B N"]:
+    """Which of N clips sound in each of B mixtures: the first ones, `fewest` to `most`, or without a key `most`."""
+    num_examples, num_clips = shape
+    counts = jnp.full(num_examples, most)
+    if key is not None and fewest < most:
+        counts = jax.random.randint(key, (num_examples,), fewest, most + 1)
+    return jnp.arange(num_clips)[None] < counts[:, None]
+
+
+def weigh_targets(sounds: Bool[Array, "B S"], absent_weight: float) -> Float[Array, "B S"]:
+    """1 for targets that sound and `absent_weight` for the others, scaled to a mean of 1 in each example."""
+    weight = jnp.where(sounds, 1.0, absent_weight)
+    return weight / weight.mean(axis=1, keepdims=True)
+
+
+def mix_up(queries: Float[Array, "B N V Q"], key: Array) -> Float[Array, "B N Q"]:
+    """One query out of several for the same source (OmniSep: Cheng et al., 2025, query mix-up).
+
+    The sum of w_v q_v / |q_v|, with w uniform and scaled to a sum of 1; times the mean of |q_v|, so that queries keep
+    their length.
+    """
+    weight = jax.random.uniform(key, queries.shape[:3], queries.dtype)
+    weight = weight / weight.sum(axis=-1, keepdims=True)
+    length = jnp.linalg.norm(queries, axis=-1)
+    return jnp.einsum("bnv,bnvq->bnq", weight / length, queries) * length.mean(axis=-1)[..., None]
+
+
+def add_noise(query: Float[Array, "B N *V Q"], key: Array, share: float) -> Float[Array, "B N *V Q"]:
+    """Adds a normal vector, whose mean square is that of the query times `share` squared."""
+    scale = share * jnp.linalg.norm(query, axis=-1, keepdims=True) / query.shape[-1] ** 0.5
+    return query + scale * jax.random.normal(key, query.shape, query.dtype)
 
 
 def mix(sources: Float[Array, "B N L"], spectrogram: SpectrogramConfig, config: MixingConfig) -> Mixture:

@@ -3,6 +3,8 @@
 config.json        format, the whole config, the query encoder's name and hash
 model.safetensors  parameters and running statistics; its metadata holds the step and the validation loss
 query_encoder/     a copy of the query encoder, where that was a local folder
+
+and where the config needs them query_table.safetensors (`query.table`) and query_centre.safetensors (`query.centre`).
 """
 
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from clipsep_jax.encoders.registry import copy_encoder, moved_name
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import check_json, decode_json, encode_json, read_json, write_json
 from clipsep_jax.models.clipsep import CLIPSep, build_model, stored_rules
+from clipsep_jax.queries.centre import Centre
 from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.queries.table import EmbeddingTable
 from clipsep_jax.tensors import (
@@ -33,6 +36,7 @@ FORMAT = 1
 CONFIG_FILE = "config.json"
 ENCODER_FOLDER = "query_encoder"
 TABLE_FILE = "query_table.safetensors"
+CENTRE_FILE = "query_centre.safetensors"
 BEST_FOLDER = "best"  # in a training workdir
 
 _NO_CONFIG = "is not the config of a clipsep model; give the folder of one."
@@ -78,6 +82,16 @@ class ModelDir:
             raise InputError(f"{self.folder} does not say which query encoder it was trained with; train it again.")
         return self.encoder.name
 
+    def load_centre(self) -> Centre | None:
+        """What is subtracted from queries, if the model was trained so.
+
+        Raises:
+            InputError: the file is missing or damaged.
+        """
+        if not self.config.query.centre:
+            return None
+        return Centre.load(self.folder / CENTRE_FILE, self.config.model.query_size)
+
     def load_model(self) -> CLIPSep:
         """The network with its weights, in evaluation mode.
 
@@ -96,13 +110,16 @@ def start_model_dir(
     encoder: EncoderInfo | None,
     labels: Sequence[str] = (),
     table: EmbeddingTable | None = None,
+    centre: Centre | None = None,
 ) -> None:
-    """Writes all except the weights: the config, the labels, and the files of the encoder (where local) or table."""
+    """Writes all except the weights: config, labels, and the files of the encoder (where local), table and centre."""
     folder.mkdir(parents=True, exist_ok=True)
     if encoder is not None:
         copy_encoder(encoder.name, folder / ENCODER_FOLDER)
     if table is not None:
         table.save(folder / TABLE_FILE)
+    if centre is not None:
+        centre.save(folder / CENTRE_FILE)
     write_json(folder / CONFIG_FILE, asdict(_StoredConfig(FORMAT, tuple(labels), encoder, config.to_dict())))
 
 

@@ -118,6 +118,17 @@ CRITERIA = {
 }
 
 
+def best_of_queries(logits: Float[Array, "B N V K T"], mixture: Mixture) -> Float[Array, "B N K T"]:
+    """Of several masks for each source the one with the least weighted BCE, by different queries for it.
+
+    Conditions compete (Tzinis et al., 2022, "Heterogeneous target speech separation"): no gradient goes to the others.
+    """
+    fixed = jax.lax.stop_gradient(logits)
+    error = (mixture.weight[:, None, None] * bce_with_logits(fixed, mixture.targets[:, :, None])).mean(axis=(-2, -1))
+    best = error.argmin(axis=2)[:, :, None, None, None]
+    return jnp.take_along_axis(logits, best, axis=2)[:, :, 0]
+
+
 def best_assignment(cost: Float[Array, "B P N"], most_exact: int = MOST_EXACT_SOURCES) -> Float[Array, " B"]:
     """Least mean cost over the ways to give each of the N columns a row of its own, P >= N.
 
@@ -153,8 +164,12 @@ class Weighted:
         return _loss(self.per_example(logits, mixture), logits)
 
     def per_example(self, logits: MaskLogits, mixture: Mixture) -> Float[Array, " B"]:
-        error = self.criterion.single(logits.query, mixture.targets)
-        return (mixture.weight[:, None] * error).mean(axis=(1, 2, 3))
+        return self.error(logits, mixture).mean(axis=(1, 2, 3))
+
+    def error(self, logits: MaskLogits, mixture: Mixture) -> Float[Array, "B N K T"]:
+        """Of each bin, weighted."""
+        error = mixture.weight[:, None] * self.criterion.single(logits.query, mixture.targets)
+        return error if mixture.target_weight is None else mixture.target_weight[:, :, None, None] * error
 
 
 @jax.tree_util.register_dataclass
@@ -177,7 +192,8 @@ class NoiseInvariant:
 
     A source may be explained by its query's mask together with one noise mask: min(1, query + noise). The best
     assignment of noise masks counts, per example; there may be more noise masks than sources. A hinge holds the noise
-    masks' mean activation near gamma. During the first `warmup_steps` the query masks are trained alone.
+    masks' mean activation near gamma. During the first `warmup_steps` the query masks are trained alone, as those of
+    sources that are not in the mixture always are.
     """
 
     criterion: Criterion = field(metadata=STATIC)
@@ -188,7 +204,11 @@ class NoiseInvariant:
 
     def __call__(self, logits: MaskLogits, mixture: Mixture, step: Int[Array, ""]) -> Loss:
         assert logits.noise is not None
-        joint = best_assignment(self._assignment_cost(logits.query, logits.noise, mixture))
+        cost = self._assignment_cost(logits.query, logits.noise, mixture)
+        if mixture.sounds is not None and mixture.target_weight is not None:
+            absent = Weighted(self.criterion).error(logits, mixture).mean(axis=(-2, -1))
+            cost = jnp.where(mixture.sounds[:, None], mixture.target_weight[:, None] * cost, absent[:, None])
+        joint = best_assignment(cost)
         alone = Weighted(self.criterion).per_example(logits, mixture)
         noise = mean_activation(logits.noise).mean()
         level = noise if self.regularizer == "sum" else noise / mean_activation(logits.query).mean()

@@ -8,13 +8,14 @@ Shape letters, used in every signature of the package:
     F  linear frequency bins (513)  K  log-frequency bins (256)
     Q  size of a query embedding    C  channels
     R  video frames of one clip around its centre
+    V  queries for one source, such as its frames and its text
 """
 
 from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, Int16, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int16, UInt8
 
 AnyArray = Array | np.ndarray  # a batch is made on the host and used on the device
 
@@ -27,14 +28,14 @@ class Batch:
     Attributes:
         sources: 16-bit mono audio of every source, at the sample rate of the spectrogram's config.
         gain: factor of each source; the source is clip(sources / 32768 * gain, -1, 1).
-        query: embedding of each source's query, or its label's number, or None where the system takes no query
-            or encodes `frames` inside the step.
+        query: embedding of each source's query, or of several [V Q], or its label's number, or None where the system
+            takes no query or encodes `frames` inside the step.
         frames: RGB pictures of each source, only with `query.source = "frames"`.
     """
 
     sources: Int16[AnyArray, "B N L"]
     gain: Float[AnyArray, "B N"]
-    query: Float[AnyArray, "B N Q"] | Int[AnyArray, "B N"] | None = None
+    query: Float[AnyArray, "B N *V Q"] | Int[AnyArray, "B N"] | None = None
     frames: UInt8[AnyArray, "B N R H W 3"] | None = None
 
 
@@ -47,11 +48,15 @@ class Mixture:
         magnitude: warped magnitude of the mixture, above zero.
         targets: masks in [0, 1] that the loss compares with, one per source or for several sources together.
         weight: weight of each bin in the loss.
+        target_weight: weight of each target, 1 on average over those of an example; None for equal ones.
+        sounds: whether each target is in the mixture; None where all are.
     """
 
     magnitude: Float[Array, "B K T"]
     targets: Float[Array, "B S K T"]
     weight: Float[Array, "B K T"]
+    target_weight: Float[Array, "B S"] | None = None
+    sounds: Bool[Array, "B S"] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -7,7 +7,8 @@ from typing import get_args
 
 import pytest
 
-from clipsep_jax.config import RANGES, Config, QueryKind, default_config
+from clipsep_jax.config import Config, QueryKind, default_config
+from clipsep_jax.config_checks import RANGES
 from clipsep_jax.configs import base
 from clipsep_jax.errors import InputError
 from clipsep_jax.queries.kinds import KINDS, kind_of
@@ -87,6 +88,19 @@ def test_every_whole_number_has_its_limits():
         ({"mixing": {"sources_per_target": 2}, "data": {"num_sources": 3}}, "choose a multiple"),
         ({"objective": {"name": "mixture_invariant"}, "data": {"num_sources": 8}}, "16,777,216 assignments"),
         ({"objective": {"name": "mixture_invariant"}}, 'query.kind = "image" goes with'),
+        ({"mixing": {"most_sounding": 3}}, "are 3 and 3 of config.data.num_sources = 2 clips; give them in rising"),
+        ({"mixing": {"fewest_sounding": 2, "most_sounding": 1}}, "are 2 and 1 of"),
+        ({"mixing": {"most_sounding": 1, "absent_weight": -1.0}}, "absent_weight is -1.0; it must be at least 0"),
+        (
+            {
+                "mixing": {"fewest_sounding": 2},
+                "data": {"num_sources": 3},
+                "objective": {"name": "permutation_invariant"},
+            },
+            "make some queries ask for what is not there",
+        ),
+        ({"data": {"gain_min": 2.0}}, r"gain_min and gain_max are 2.0 and 1.5; give them in rising order"),
+        ({"data": {"gain_min": 0.0, "gain_law": "decibels"}}, "above 0 with"),
         ({"data": {"similar_pairs": "drop"}}, "give a count"),
         ({"data": {"similar_pairs": "dorp"}}, "must be one of 'keep', 'drop', 'downweight'"),
     ],

@@ -1,10 +1,21 @@
 """Mixtures: targets, weights, levels."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from clipsep_jax.config import MixingConfig, SpectrogramConfig
-from clipsep_jax.mixing import apply_gain, drop_closest, likeness_weight, mix, pair_similarity
+from clipsep_jax.mixing import (
+    add_noise,
+    apply_gain,
+    draw_sounding,
+    drop_closest,
+    likeness_weight,
+    mix,
+    mix_up,
+    pair_similarity,
+    weigh_targets,
+)
 from clipsep_jax.spectrogram import stft, warp
 from clipsep_jax.structures import Batch
 
@@ -82,3 +93,44 @@ def test_similar_pairs_weigh_less():
     query = pairs_of_cosine(-1.0, 0.5, 0.75, 0.99999).query
     np.testing.assert_allclose(likeness_weight(query, jnp.array(True)), [1, 1, 0.5, 0], atol=1e-3)
     assert (likeness_weight(query, jnp.array(False)) == 1).all()
+
+
+def test_the_first_clips_sound_as_many_as_are_drawn():
+    key = jax.random.key(3)
+    sounds = np.asarray(draw_sounding(key, (300, 4), 2, 3))
+    counts = sounds.sum(axis=1)
+    np.testing.assert_array_equal(sounds, np.arange(4) < counts[:, None])
+    assert set(counts.tolist()) == {2, 3}
+    assert 0.4 < (counts == 2).mean() < 0.6
+    np.testing.assert_array_equal(sounds, draw_sounding(key, (300, 4), 2, 3))
+    for same in (draw_sounding(None, (5, 4), 2, 3), draw_sounding(key, (5, 4), 3, 3)):
+        np.testing.assert_array_equal(same, np.broadcast_to(np.arange(4) < 3, (5, 4)))
+
+
+def test_absent_targets_have_their_weight_and_the_mean_is_one():
+    sounds = jnp.array([[True, True, False], [True, True, True]])
+    np.testing.assert_allclose(weigh_targets(sounds, 0.5), [[1.2, 1.2, 0.6], [1, 1, 1]], rtol=1e-6)
+    np.testing.assert_allclose(weigh_targets(sounds, 0.0), [[1.5, 1.5, 0], [1, 1, 1]], rtol=1e-6)
+
+
+def test_mixed_up_queries_lie_between_their_parts_and_keep_their_length():
+    rng = np.random.default_rng(1)
+    queries = rng.normal(size=(50, 2, 3, 5)).astype(np.float32) * np.array([1, 2, 3], np.float32)[:, None]
+    mixed = np.asarray(mix_up(jnp.asarray(queries), jax.random.key(0)))
+    lengths = np.linalg.norm(queries, axis=-1)
+    units = queries / lengths[..., None]
+    for example in range(50):
+        for source in range(2):
+            weights = np.linalg.lstsq(units[example, source].T, mixed[example, source], rcond=None)[0]
+            assert (weights > 0).all()
+            np.testing.assert_allclose(weights.sum(), lengths[example, source].mean(), rtol=1e-4)
+    same = np.broadcast_to(queries[:, :, :1], queries.shape)
+    np.testing.assert_allclose(mix_up(jnp.asarray(same), jax.random.key(0)), queries[:, :, 0], rtol=1e-4, atol=1e-6)
+
+
+def test_noise_is_a_share_of_the_query():
+    query = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, 4_000)), jnp.float32)
+    noise = np.asarray(add_noise(query, jax.random.key(1), 0.5) - query)
+    share = np.linalg.norm(noise, axis=-1) / np.linalg.norm(query, axis=-1)
+    np.testing.assert_allclose(share, 0.5, rtol=0.1)
+    assert abs(noise.mean()) < 0.02

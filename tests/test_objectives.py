@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from clipsep_jax.config import ObjectiveConfig
-from clipsep_jax.objectives import bce_of_summed_masks, best_assignment, build_objective
+from clipsep_jax.objectives import bce_of_summed_masks, best_assignment, best_of_queries, build_objective
 from clipsep_jax.structures import MaskLogits, Mixture
 from tests.torch_reference import torch_loss
 
@@ -198,3 +198,49 @@ def test_masks_that_make_up_the_mixtures_cost_nothing_in_any_order():
     for order in ([0, 1, 2, 3], [2, 0, 3, 1]):
         assert objective(MaskLogits(logits[:, jnp.array(order)]), mixture, jnp.array(0)).value < 1e-6
     assert objective(MaskLogits(logits[:, jnp.array([0, 0, 2, 3])]), mixture, jnp.array(0)).value > 1
+
+
+@pytest.mark.parametrize("name", ["weighted", "noise_invariant"])
+def test_masks_for_what_is_not_there_are_trained_to_zero_alone(name):
+    """A source that sounds may be explained by noise masks too, one that does not by nothing; both by their weights."""
+    rng = np.random.default_rng(5)
+    sounds = np.array([[True, True, False], [True, False, False]])
+    targets = (rng.uniform(size=(2, 3, K, T)) > 0.5) * sounds[:, :, None, None]
+    weight = rng.uniform(0.1, 1, (2, K, T))
+    shares = np.array([[1.2, 1.2, 0.6], [1.5, 0.75, 0.75]])
+    query, noise = rng.normal(size=(2, 3, K, T)) - 2, rng.normal(size=(2, 3, K, T)) - 2
+    masks, noise_masks = 1 / (1 + np.exp(-query)), 1 / (1 + np.exp(-noise))
+
+    def error(mask, b, n):
+        return shares[b, n] * (weight[b] * np.abs(mask - targets[b, n])).mean()
+
+    expected = []
+    for b in range(2):
+        alone = [error(masks[b, n], b, n) for n in range(3)]
+        joint = [[error(np.minimum(1, masks[b, n] + noise_masks[b, m]), b, n) if sounds[b, n] else alone[n]
+                  for n in range(3)] for m in range(3)]  # fmt: skip
+        ways = [np.mean([joint[way[n]][n] for n in range(3)]) for way in permutations(range(3))]
+        expected.append(np.mean(alone) if name == "weighted" else min(ways))
+    arrays = [jnp.asarray(x, jnp.float32) for x in (targets, weight, shares, query, noise)]
+    mixture = Mixture(jnp.ones((2, K, T)), *arrays[:3], jnp.asarray(sounds))
+    objective = build_objective(ObjectiveConfig(name=name, criterion="l1", regularizer_weight=0.0))
+    loss = objective(MaskLogits(*arrays[3:]), mixture, jnp.array(0))
+    np.testing.assert_allclose(loss.per_example, expected, rtol=1e-5)
+
+
+def test_the_best_of_several_queries_counts_and_alone_has_a_gradient():
+    rng = np.random.default_rng(2)
+    every = rng.normal(size=(2, N, 3, K, T)).astype(np.float32)
+    targets = (rng.uniform(size=(2, N, K, T)) > 0.5).astype(np.float32)
+    weight = rng.uniform(0.1, 1, (2, K, T)).astype(np.float32)
+    mixture = Mixture(jnp.ones((2, K, T)), jnp.asarray(targets), jnp.asarray(weight))
+    errors = (weight[:, None, None] * (np.logaddexp(0, every) - targets[:, :, None] * every)).mean(axis=(-2, -1))
+    objective = build_objective(ObjectiveConfig(name="weighted"))
+
+    def loss(every):
+        return objective(MaskLogits(best_of_queries(every, mixture)), mixture, jnp.array(0)).value
+
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(every))
+    np.testing.assert_allclose(value, errors.min(axis=2).mean(), rtol=1e-5)
+    best = np.eye(3, dtype=bool)[errors.argmin(axis=2)]
+    np.testing.assert_array_equal(np.asarray(gradient).any(axis=(-2, -1)), best)

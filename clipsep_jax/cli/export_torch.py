@@ -16,6 +16,11 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, nargs="?", metavar="OUT.pt", help="file to write")
     parser.add_argument("--safetensors", action="store_true", help="write OUT as safetensors, without pickle")
     parser.add_argument("--official-layout", type=Path, metavar="DIR", help="a folder for the official infer.py")
+    parser.add_argument(
+        "--modality",
+        choices=("text", "image"),
+        help="of a model trained with query.centre: the queries that the exported one is asked by",
+    )
 
 
 def run(options: argparse.Namespace, _: Sequence[str]) -> None:
@@ -25,6 +30,8 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     if not options.out and not options.official_layout:
         raise InputError("There is nothing to write; give OUT.pt or --official-layout DIR.")
     if options.out:
-        say(f"The state dict is in {export_torch(options.model, options.out, safetensors=options.safetensors)}.")
+        how = {"safetensors": options.safetensors, "modality": options.modality}
+        say(f"The state dict is in {export_torch(options.model, options.out, **how)}.")
     if options.official_layout:
-        say(f"The official layout is in {export_official_layout(options.model, options.official_layout)}.")
+        folder = export_official_layout(options.model, options.official_layout, options.modality)
+        say(f"The official layout is in {folder}.")

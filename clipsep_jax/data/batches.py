@@ -155,6 +155,9 @@ def build_batches(
             f"The split {split.name!r} of {split.folder} has {len(split)} clips, too few for mixtures of {num_sources}."
         )
     seed = config.train.seed
-    batches = BatchReader(split, reader, seed, training, num_sources, batch_size, process_index, num_processes)
+    distinct = training and config.data.distinct_labels
+    batches = BatchReader(
+        split, reader, seed, training, num_sources, batch_size, process_index, num_processes, distinct
+    )
     num_workers = num_workers_of(config.data.read_workers)
     return Batches(batches, of_step, num_threads=config.data.read_threads, num_workers=num_workers)

@@ -75,7 +75,7 @@ class ClipReader:
         num_frames = num_frames or num_stored
         low, high = centre_range(num_frames, self.data.frame_margin)
         centre = max(1, num_frames // 2) if rng is None else int(rng.integers(low, high, endpoint=True))
-        gain = 1.0 if rng is None else rng.uniform(self.data.gain_min, self.data.gain_max)
+        gain = 1.0 if rng is None else self._gain(rng)
         middle = centre_samples(centre, self.spectrogram.sample_rate_hz)
         sound = crop_audio(record.audio, middle, self.spectrogram.num_samples)
         clip: dict[str, Any] = {"sources": sound, "gain": np.float32(gain)}
@@ -85,6 +85,12 @@ class ClipReader:
                 raise InputError(f"{record.id} has no stored pictures; train with --config.query.source=embeddings.")
             return clip | {"frames": np.stack([self._decode(record, int(number)) for number in nearby])}
         return clip if self.query is None else clip | {"query": self.query(record, nearby)}
+
+    def _gain(self, rng: np.random.Generator) -> float:
+        least, most = self.data.gain_min, self.data.gain_max
+        if self.data.gain_law == "linear":
+            return rng.uniform(least, most)
+        return float(np.exp(rng.uniform(np.log(least), np.log(most))))
 
     def _decode(self, record: Record | StoredRecord, number: int) -> UInt8[np.ndarray, "H W 3"]:
         try:

@@ -1,7 +1,7 @@
 """Which clips make a batch, and reading them, whole or in parts. It imports no JAX: see `reading_processes.py`."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from clipsep_jax.data.stored import StoredRecord
 from clipsep_jax.data.tfrecord import FRAMING_BYTES
 from clipsep_jax.errors import InputError
 
+TRIES = 50  # of another clip where two have the same label
 MAX_REPLACED, REPLACED_WINDOW = 1, 1_000  # so many damaged records at most, in so many reads
 
 Arrays = dict[str, np.ndarray]  # by the names of `Batch`
@@ -104,6 +105,7 @@ class BatchReader:
     Attributes:
         training: cut and amplify at random.
         batch_size: of this process.
+        distinct_labels: no two clips of a mixture have the same label.
     """
 
     split: RecordSplit
@@ -114,13 +116,33 @@ class BatchReader:
     batch_size: int
     process_index: int = 0
     num_processes: int = 1
+    distinct_labels: bool = False
 
     @cached_property
-    def _numbers(self) -> Any:
-        """The clips' numbers in the split, endlessly: a grain.MapDataset."""
+    def _shuffled(self) -> Any:
+        """The clips' numbers in the split, shuffled anew in each pass, endlessly: a grain.MapDataset."""
         import grain
 
         return grain.MapDataset.source(range(len(self.split))).seed(self.seed).shuffle().repeat()
+
+    @cached_property
+    def _numbers(self) -> Any:
+        """The numbers of the clips that are read."""
+        return self._shuffled.map_with_index(self._with_own_label) if self.distinct_labels else self._shuffled
+
+    def _with_own_label(self, place: int, number: int) -> int:
+        """The clip at a place; or if one before it in its example has its label, the one at that place in a later pass.
+
+        After TRIES passes the label stays.
+        """
+        first, labels = place - place % self.num_sources, set[str]()
+        for one in range(first, place + 1):
+            number = next((n for n in self._candidates(one) if self.split.entries[n].label not in labels), number)
+            labels |= {self.split.entries[number].label} - {""}
+        return number
+
+    def _candidates(self, place: int) -> Iterator[int]:
+        return (self._shuffled[place + tried * len(self.split)] for tried in range(TRIES))
 
     @cached_property
     def _clips(self) -> Any:

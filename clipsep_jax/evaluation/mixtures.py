@@ -66,7 +66,7 @@ class MixtureReader:
         if separator and self._reads_images:
             source = "frames" if needs_pictures(separator, protocol.record_sets) else "embeddings"
             for records in protocol.record_sets:
-                self._reader = IMAGE.reader(config, records, source)
+                self._reader = IMAGE.reader(config, records, source, separator.centre)
         self._embedded_frames: dict[HeldOutClip, np.ndarray] = {}
 
     def read(self, held_out: Sequence[HeldOutMixture], num_real: int | None = None) -> Mixtures:

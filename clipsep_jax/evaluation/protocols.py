@@ -97,7 +97,7 @@ class Protocol:
 
 def num_sources_of(config: Config) -> int:
     """Sources in the mixtures that a model is scored on: as many as it was trained with, and at least two."""
-    return max(2, config.data.num_sources)
+    return max(2, config.most_sounding)
 
 
 def drawn_protocol(

@@ -32,6 +32,7 @@ class CLIPSep(nnx.Module):
             config,
             num_in=fusion.input_channels(config),
             num_condition=fusion.condition_channels(config),
+            num_modulation=fusion.modulation_channels(config),
             dtype=dtype,
             remat=remat,
             rngs=rngs,
@@ -56,14 +57,22 @@ class CLIPSep(nnx.Module):
 
 
 def build_separator_network(
-    config: ModelConfig, *, num_in: int, num_condition: int, dtype: Any, remat: bool, rngs: nnx.Rngs
+    config: ModelConfig,
+    *,
+    num_in: int,
+    num_condition: int,
+    num_modulation: int,
+    dtype: Any,
+    remat: bool,
+    rngs: nnx.Rngs,
 ) -> UNet:
     """The one place where a config becomes a separator network.
 
-    Such a network turns an image [B K T num_in], and a vector [B num_condition] where that is above 0, into features
-    [B K/2 T/2 num_features], of which the fusion's last convolution makes masks.
+    Such a network turns an image [B K T num_in], and vectors [B num_condition] and [B num_modulation] where these are
+    above 0, into features [B K/2 T/2 num_features], of which the fusion's last convolution makes masks.
     """
-    return UNet(config, num_in=num_in, num_condition=num_condition, dtype=dtype, remat=remat, rngs=rngs)
+    how: dict[str, Any] = {"dtype": dtype, "remat": remat, "rngs": rngs}
+    return UNet(config, num_in=num_in, num_condition=num_condition, num_modulation=num_modulation, **how)
 
 
 def build_model(config: ModelConfig, rngs: nnx.Rngs, *, dtype: Any = None, remat: bool = False) -> CLIPSep:

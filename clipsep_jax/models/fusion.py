@@ -101,6 +101,7 @@ class Fusion(nnx.Module):
     Attributes:
         input_channels: of the network's input.
         condition_channels: of the vector that joins the network at its bottleneck; 0 for none.
+        modulation_channels: of the vector that modulates every block of the network; 0 for none.
     """
 
     def __init__(self, config: ModelConfig, num_features: int, num_maps: int, *, rngs: nnx.Rngs):
@@ -118,6 +119,10 @@ class Fusion(nnx.Module):
 
     @staticmethod
     def condition_channels(config: ModelConfig) -> int:
+        return 0
+
+    @staticmethod
+    def modulation_channels(config: ModelConfig) -> int:
         return 0
 
     def _last(self) -> tuple[Array, Array]:
@@ -193,6 +198,29 @@ class EarlyFusion(FusionPerQuery):
         return network(append_everywhere(image, vector))
 
 
+class FilmFusion(Fusion):
+    """The query scales and shifts the channels of every block (FiLM: Perez et al., 2018; LASS-Net: Liu et al., 2022).
+
+    The network runs once per query; all queries of a mixture pass it together.
+    """
+
+    def __init__(self, config: ModelConfig, num_features: int, *, rngs: nnx.Rngs):
+        super().__init__(config, num_features, 1, rngs=rngs)
+        self.query_head = nnx.Linear(config.query_size, self.modulation_channels(config), rngs=rngs)
+
+    @staticmethod
+    def modulation_channels(config: ModelConfig) -> int:
+        return 4 * config.num_channels
+
+    def __call__(self, network: Any, log_magnitude: Float[Array, "B K T"], query: Query) -> MaskLogits:
+        assert query is not None
+        b, n, _ = query.shape
+        vectors = jax.nn.relu(self.query_head(query)).reshape(b * n, -1)
+        features = network(jnp.repeat(log_magnitude, n, axis=0)[..., None], modulation=vectors)
+        logits = self.last(features.astype(log_magnitude.dtype))[..., 0]
+        return MaskLogits(logits.reshape(b, n, *logits.shape[1:]))
+
+
 class LearnedFusion(Fusion):
     """No query: the masks' vectors are parameters."""
 
@@ -204,13 +232,16 @@ class LearnedFusion(Fusion):
         return MaskLogits(self.learned_queries(network(log_magnitude[..., None]), *self._last()))
 
 
-_BY_NAME: dict[str, type[LateFusion] | type[MiddleFusion] | type[EarlyFusion]] = {
+AnyFusion = LateFusion | MiddleFusion | EarlyFusion | FilmFusion | LearnedFusion
+
+_BY_NAME: dict[str, type[AnyFusion]] = {
     "late": LateFusion,
     "middle": MiddleFusion,
     "early": EarlyFusion,
+    "film": FilmFusion,
 }
 
 
-def fusion_of(config: ModelConfig) -> type[LateFusion] | type[MiddleFusion] | type[EarlyFusion] | type[LearnedFusion]:
+def fusion_of(config: ModelConfig) -> type[AnyFusion]:
     """The one place where a config becomes a way of fusion."""
     return LearnedFusion if config.num_learned_queries else _BY_NAME[config.fusion]

@@ -8,6 +8,7 @@ our network (counters, and the layers that middle fusion never uses) is kept bes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from flax import nnx
@@ -18,7 +19,7 @@ from clipsep_jax.encoders.registry import load_encoder, split_name
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import atomic_write, staged_folder
 from clipsep_jax.model_dir import TABLE_FILE, ModelDir, open_model_dir, start_model_dir, write_weights
-from clipsep_jax.models.clipsep import build_model
+from clipsep_jax.models.clipsep import build_model, stored_rules
 from clipsep_jax.models.unet import level_widths
 from clipsep_jax.official.arguments import TrainArgs, official_system, read_train_args, write_official_files
 from clipsep_jax.tensors import (
@@ -28,6 +29,7 @@ from clipsep_jax.tensors import (
     WEIGHTS_FILE,
     Rule,
     export_tensors,
+    listed,
     load_tensors,
     read_tensors,
     read_torch_tensors,
@@ -35,6 +37,8 @@ from clipsep_jax.tensors import (
 )
 
 REST_FILE = "official.safetensors"
+
+Modality = Literal["text", "image"]
 
 # What a system sets in the config, beyond the sizes of the network. Sound of Pixels was trained on CLIP's colours.
 SYSTEMS: dict[str, dict[str, str]] = {
@@ -274,29 +278,62 @@ def _encoder_info(name: str, system: str, query_size: int) -> EncoderInfo:
     return EncoderInfo(encoder.name, encoder.sha256, encoder.query_size)
 
 
-def official_tensors(model: ModelDir) -> dict[str, np.ndarray]:
-    """A model's state dict under the official names, without `module.`."""
-    config = model.config.model
+def official_tensors(model: ModelDir, modality: Modality | None = None) -> dict[str, np.ndarray]:
+    """A model's state dict under the official names, without `module.`.
+
+    Args:
+        modality: of the queries that the exported model is asked by, for a model that centres them. An official model
+            takes them as they are, so W (q - m) + b becomes W q + (b - W m), with the mean m of that modality alone.
+
+    Raises:
+        InputError: the official code cannot hold such a model, or the modality is missing.
+    """
+    tensors = _uncentred_tensors(model)
+    centre = model.load_centre()
+    if centre is None:
+        return tensors
+    if modality is None:
+        raise InputError(
+            f"{model.folder} subtracts a mean of their own from texts and from pictures, and the official code from "
+            "none; give --modality text or image, by which the exported model will be asked."
+        )
+    head = "frame_net.fc" if model.config.model.fusion == "early" else "frame_net"
+    folded = tensors[f"{head}.bias"] - tensors[f"{head}.weight"] @ getattr(centre, modality)
+    return tensors | {f"{head}.bias": folded.astype(np.float32)}
+
+
+def _uncentred_tensors(model: ModelDir) -> dict[str, np.ndarray]:
+    config, module = model.config.model, model.load_model()
+    rules = official_rules(config)
+    more = [own.theirs for own in stored_rules(module) if all(r.their_name(str(own.ours)) is None for r in rules)]
+    if more:
+        raise InputError(
+            f"{model.folder} has parts that no official class has ({listed(more)}); it can be used here alone."
+        )
     if (model.folder / REST_FILE).is_file():
         rest = read_tensors(model.folder / REST_FILE)
     else:
         rest = official_rest(config, (model.progress.step or 0) * _updates_per_step(model.config))
-    return export_tensors(model.load_model(), official_rules(config)) | rest
+    return export_tensors(module, rules) | rest
 
 
-def export_torch(model_dir: str | Path, out_file: Path, *, safetensors: bool = False) -> Path:
+def export_torch(
+    model_dir: str | Path, out_file: Path, *, safetensors: bool = False, modality: Modality | None = None
+) -> Path:
     """Writes a state dict that the official class, inside a `DataParallel`, loads with `strict=True`.
 
     Args:
         model_dir: a model directory or a training workdir.
         safetensors: write the same tensors without pickle.
+        modality: see `official_tensors`.
 
     Raises:
-        InputError: there is no model, or PyTorch is missing.
+        InputError: there is no model, the official code cannot hold it, or PyTorch is missing.
     """
     if out_file.is_dir():
         raise InputError(f"{out_file} is a folder; give the name of a file.")
-    tensors = {f"module.{name}": tensor for name, tensor in official_tensors(open_model_dir(model_dir)).items()}
+    found = official_tensors(open_model_dir(model_dir), modality)
+    tensors = {f"module.{name}": tensor for name, tensor in found.items()}
     out_file.parent.mkdir(parents=True, exist_ok=True)
     if safetensors:
         write_tensors(out_file, tensors)
@@ -305,7 +342,7 @@ def export_torch(model_dir: str | Path, out_file: Path, *, safetensors: bool = F
     return out_file
 
 
-def export_official_layout(model_dir: str | Path, folder: Path) -> Path:
+def export_official_layout(model_dir: str | Path, folder: Path, modality: Modality | None = None) -> Path:
     """Writes the folder that the official `infer.py` and `evaluate.py` take as `--out_dir`.
 
     Raises:
@@ -314,9 +351,10 @@ def export_official_layout(model_dir: str | Path, folder: Path) -> Path:
     _require_torch()
     model = open_model_dir(model_dir)
     system = official_system(model)
+    official_tensors(model, modality)  # refuses before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     write_official_files(model, system, folder)
-    export_torch(model_dir, folder / "checkpoints" / "best_model.pt")
+    export_torch(model_dir, folder / "checkpoints" / "best_model.pt", modality=modality)
     return folder
 
 

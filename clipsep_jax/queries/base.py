@@ -16,6 +16,7 @@ from clipsep_jax.data.index import IndexEntry
 from clipsep_jax.data.record_set import RecordSet, RecordSplit
 from clipsep_jax.encoders.base import Encoder
 from clipsep_jax.errors import InputError
+from clipsep_jax.queries.centre import Centre
 from clipsep_jax.queries.table import EmbeddingTable
 
 Query = str | Pillow.Image | np.ndarray  # what a user gives
@@ -31,17 +32,23 @@ class Embedder:
         encoder: loads its query encoder.
         table: loads its embeddings of labels.
         labels: that it was trained with, in the order of their numbers.
+        centre: what it was trained to have subtracted from embeddings, if anything.
     """
 
     model: str
     encoder: Callable[[], Encoder]
     table: Callable[[], EmbeddingTable]
     labels: tuple[str, ...]
+    centre: Centre | None = None
 
     @cached_property
     def text(self) -> Callable[[str], Float32[np.ndarray, " Q"]]:
         """Embeds a text by the encoder, and caches the latest results."""
         return lru_cache(REMEMBERED_TEXTS)(lambda text: self.encoder().embed_text([text])[0])
+
+
+def _all(query: np.ndarray, step: int) -> np.ndarray:
+    return query
 
 
 @dataclass(frozen=True)
@@ -77,11 +84,24 @@ class Kind:
             raise InputError('config.query.table and config.query.kind = "sentence" need each other.')
         if config.query.source == "frames" and not self.encodes_in_step:
             raise InputError('config.query.source = "frames" needs config.query.kind = "image".')
+        self._check_embeddings(config)
         if config.objective.name not in self.objectives:
             allowed = " or ".join(f'"{name}"' for name in self.objectives)
             raise InputError(f'config.query.kind = "{self.name}" goes with config.objective.name = {allowed}.')
         if config.data.similar_pairs != "keep":
             self._check_similar_pairs(config)
+
+    def _check_embeddings(self, config: Config) -> None:
+        query = config.query
+        if query.noise < 0:
+            raise InputError(f"config.query.noise is {query.noise}; it must be at least 0.")
+        changed = {"noise": query.noise > 0, "centre": query.centre, "combine": query.combine != "mean"}
+        for option in filter(changed.get, changed):
+            if not self.needs_pictures or query.source != "embeddings":
+                raise InputError(
+                    f"config.query.{option} changes stored embeddings of pictures, which needs config.query.kind = "
+                    '"image" or "hybrid" and config.query.source = "embeddings".'
+                )
 
     def _check_similar_pairs(self, config: Config) -> None:
         if not self.has_encoder or config.objective.name != "weighted":
@@ -101,15 +121,30 @@ class Kind:
         """The labels that a model trained on the records can be asked for by number."""
         return ()
 
-    def query_of(self, config: Config, records: RecordSet) -> QueryOf | None:
-        """The function that makes a training query of a record and the numbers of the pictures around a centre.
+    def query_of(self, config: Config, records: RecordSet, centre: Centre | None = None) -> QueryOf | None:
+        """The function that makes a query of a record and the numbers of the pictures around a centre.
+
+        Args:
+            centre: what to subtract from embeddings.
 
         Raises:
             InputError: the records cannot give such queries.
         """
         raise NotImplementedError
 
-    def reader(self, config: Config, records: RecordSet, source: str = "embeddings") -> ClipReader:
+    def training_query_of(self, config: Config, records: RecordSet, centre: Centre | None) -> QueryOf | None:
+        """The same for training, where a clip may give several queries [V Q] (`config.query.combine`)."""
+        return self.query_of(config, records, centre)
+
+    def reader(
+        self,
+        config: Config,
+        records: RecordSet,
+        source: str = "embeddings",
+        centre: Centre | None = None,
+        *,
+        training: bool = False,
+    ) -> ClipReader:
         """The reader of clips that gives queries of this kind, from stored embeddings or, for pictures, as "frames".
 
         Raises:
@@ -117,25 +152,37 @@ class Kind:
         """
         if source == "frames" and self.encodes_in_step:
             return ClipReader(config.data, config.spectrogram, None, frames=True)
-        return ClipReader(config.data, config.spectrogram, self.query_of(config, records))
+        query_of = self.training_query_of if training else self.query_of
+        return ClipReader(config.data, config.spectrogram, query_of(config, records, centre))
 
     def of_step(self, query: np.ndarray, step: int) -> np.ndarray:
         """The queries of a step, from those that the reader gave."""
         return query
 
-    def batches(self, config: Config, records: RecordSet, split: str, **how: Any) -> Batches:
+    def batches(
+        self,
+        config: Config,
+        records: RecordSet,
+        split: str,
+        *,
+        training: bool,
+        centre: Centre | None = None,
+        **how: Any,
+    ) -> Batches:
         """Endless batches of mixtures from one split.
 
         Args:
-            how: arguments of `build_batches`: training, batch_size, and the process's share.
+            centre: what to subtract from embeddings.
+            how: arguments of `build_batches`: batch_size, and the process's share.
 
         Raises:
             InputError: the split is missing, too small, or cannot give such queries.
         """
-        reader = self.reader(config, records, config.query.source)
+        reader = self.reader(config, records, config.query.source, centre, training=training)
         clips = records.split(split, with_frames=reader.frames)
         self._check_clips(clips)
-        return build_batches(config, clips, reader, self.of_step, **how)
+        of_step = _all if training and config.query.combine != "mean" else self.of_step
+        return build_batches(config, clips, reader, of_step, training=training, **how)
 
     def _check_clips(self, split: RecordSplit) -> None:
         unlabelled = [entry.id for entry in split.entries if not entry.label]

@@ -19,7 +19,8 @@ from clipsep_jax.data.index import IndexEntry
 from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, RecordSet
 from clipsep_jax.errors import InputError
 from clipsep_jax.queries.base import Embedder, Kind, Query
-from clipsep_jax.queries.of_records import OfLabel, Stacked, mean_of_pictures
+from clipsep_jax.queries.centre import Centre
+from clipsep_jax.queries.of_records import Less, OfLabel, Several, each_picture, mean_of_pictures
 from clipsep_jax.queries.prompts import nearest_labels, prompt_for
 from clipsep_jax.queries.table import EmbeddingTable
 
@@ -44,13 +45,17 @@ class Encoded(Kind):
         return tuple(kind for kind, is_possible in possible.items() if is_possible)
 
     def embed(self, query: Query, by: Embedder) -> Float32[np.ndarray, " Q"]:
-        """The embedding of a text, a picture, or an array of pictures [R H W 3] (averaged); an embedding [Q] stays."""
+        """The embedding of a text, a picture, or an array of pictures [R H W 3] (averaged), less its centre.
+
+        An embedding [Q] stays as it is.
+        """
         if isinstance(query, np.ndarray) and query.ndim == 1:
             return query.astype(np.float32)
         if isinstance(query, str):
-            return by.text(query)
+            return by.text(query) - by.centre.text if by.centre else by.text(query)
         pictures = np.asarray(query.convert("RGB"))[None] if isinstance(query, Pillow.Image) else query
-        return by.encoder().embed_frames(_as_pictures(pictures)).mean(axis=0)
+        embedding = by.encoder().embed_frames(_as_pictures(pictures)).mean(axis=0)
+        return embedding - by.centre.image if by.centre else embedding
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,15 @@ class Image(Encoded):
     needs_pictures: bool = True
     encodes_in_step: bool = True
 
-    def query_of(self, config: Config, records: RecordSet) -> QueryOf:
+    def query_of(self, config: Config, records: RecordSet, centre: Centre | None = None) -> QueryOf:
         _check_embeddings(config, records)
-        return mean_of_pictures
+        return Less(mean_of_pictures, centre.image) if centre else mean_of_pictures
+
+    def training_query_of(self, config: Config, records: RecordSet, centre: Centre | None) -> QueryOf:
+        if config.query.combine == "mean":
+            return self.query_of(config, records, centre)
+        _check_embeddings(config, records)
+        return Less(each_picture, centre.image) if centre else each_picture
 
 
 @dataclass(frozen=True)
@@ -73,9 +84,10 @@ class Text(Encoded):
     name: str = "text"
     needs_labels: bool = True
 
-    def query_of(self, config: Config, records: RecordSet) -> QueryOf:
+    def query_of(self, config: Config, records: RecordSet, centre: Centre | None = None) -> QueryOf:
         _check_embeddings(config, records)
-        return OfLabel(EmbeddingTable.load(records.folder / LABEL_EMBEDDINGS_NAME).as_dict())
+        of_label = OfLabel(EmbeddingTable.load(records.folder / LABEL_EMBEDDINGS_NAME).as_dict())
+        return Less(of_label, centre.text) if centre else of_label
 
     def query_of_label(self, label: str) -> str:
         return prompt_for(label)
@@ -83,15 +95,19 @@ class Text(Encoded):
 
 @dataclass(frozen=True)
 class Hybrid(Encoded):
-    """Pictures on even steps, texts on odd ones."""
+    """Pictures on even steps, texts on odd ones; or in training, where `config.query.combine` says so, both at once."""
 
     name: str = "hybrid"
     needs_labels: bool = True
     needs_pictures: bool = True
 
-    def query_of(self, config: Config, records: RecordSet) -> QueryOf:
+    def query_of(self, config: Config, records: RecordSet, centre: Centre | None = None) -> QueryOf:
         """Both, [2, Q]; `of_step` takes one."""
-        return Stacked((IMAGE.query_of(config, records), TEXT.query_of(config, records)))
+        return Several((IMAGE.query_of(config, records, centre), TEXT.query_of(config, records, centre)))
+
+    def training_query_of(self, config: Config, records: RecordSet, centre: Centre | None) -> QueryOf:
+        pictures = IMAGE.training_query_of(config, records, centre)
+        return Several((pictures, TEXT.query_of(config, records, centre)))
 
     def of_step(self, query: np.ndarray, step: int) -> np.ndarray:
         return query[:, :, step % 2]
@@ -114,7 +130,7 @@ class Label(Kind):
     def labels_of(self, records: RecordSet) -> tuple[str, ...]:
         return records.labels
 
-    def query_of(self, config: Config, records: RecordSet) -> QueryOf:
+    def query_of(self, config: Config, records: RecordSet, centre: Centre | None = None) -> QueryOf:
         return OfLabel({label: np.array(number, np.int32) for number, label in enumerate(records.labels)})
 
     def embed(self, query: Query, by: Embedder) -> np.int32:
@@ -135,7 +151,7 @@ class Sentence(Kind):
     needs_labels: bool = True
     needs_table: bool = True
 
-    def query_of(self, config: Config, records: RecordSet) -> QueryOf:
+    def query_of(self, config: Config, records: RecordSet, centre: Centre | None = None) -> QueryOf:
         table = EmbeddingTable.load(Path(config.query.table))
         _check_query_size(config, config.query.table, table.vectors.shape[1])
         return OfLabel(table.as_dict())
@@ -167,7 +183,7 @@ class NoQuery(Kind):
     def fit(self, config: Config, labels: Sequence[str]) -> Config:
         return config.replace(model={"num_learned_queries": config.data.num_sources})
 
-    def query_of(self, config: Config, records: RecordSet) -> None:
+    def query_of(self, config: Config, records: RecordSet, centre: Centre | None = None) -> None:
         return None
 
     def embed_all(self, queries: Sequence[Query], by: Embedder) -> None:

@@ -19,6 +19,12 @@ def mean_of_pictures(record: Record | StoredRecord, nearby: np.ndarray) -> Float
     return record.frame_embeddings[nearby].mean(axis=0)
 
 
+def each_picture(record: Record | StoredRecord, nearby: np.ndarray) -> Float32[np.ndarray, "R Q"]:
+    """The embeddings of some pictures."""
+    assert record.frame_embeddings is not None
+    return np.asarray(record.frame_embeddings[nearby])
+
+
 def lookup(label: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
     """What belongs to a label.
 
@@ -42,10 +48,21 @@ class OfLabel:
 
 
 @dataclass(frozen=True)
-class Stacked:
-    """Several queries of a record, along a new first axis."""
+class Less:
+    """A query less a mean."""
+
+    query: QueryOf
+    mean: np.ndarray
+
+    def __call__(self, record: Record | StoredRecord, nearby: np.ndarray) -> np.ndarray:
+        return self.query(record, nearby) - self.mean
+
+
+@dataclass(frozen=True)
+class Several:
+    """The queries of a record by several functions, each of which gives one [Q] or some [V Q], along one axis."""
 
     queries: tuple[QueryOf, ...]
 
     def __call__(self, record: Record | StoredRecord, nearby: np.ndarray) -> np.ndarray:
-        return np.stack([query(record, nearby) for query in self.queries])
+        return np.concatenate([np.atleast_2d(query(record, nearby)) for query in self.queries])

@@ -18,6 +18,7 @@ from clipsep_jax.encoders.registry import load_encoder
 from clipsep_jax.errors import InputError
 from clipsep_jax.model_dir import TABLE_FILE, ModelDir, open_model_dir
 from clipsep_jax.queries.base import Embedder, Query
+from clipsep_jax.queries.centre import Centre
 from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.queries.prompts import prompt_for
 from clipsep_jax.queries.table import EmbeddingTable
@@ -124,10 +125,14 @@ class Separator:
         return EmbeddingTable.load(self.model_dir.folder / TABLE_FILE)
 
     @cached_property
+    def centre(self) -> Centre | None:
+        """What is subtracted from the embeddings of pictures and texts, if the model was trained so."""
+        return self.model_dir.load_centre()
+
+    @cached_property
     def _embedder(self) -> Embedder:
-        return Embedder(
-            str(self.model_dir.folder), lambda: self.encoder, lambda: self.table, tuple(self.model_dir.labels)
-        )
+        name, labels = str(self.model_dir.folder), tuple(self.model_dir.labels)
+        return Embedder(name, lambda: self.encoder, lambda: self.table, labels, self.centre)
 
     def embed(self, queries: Sequence[Query]) -> Float32[np.ndarray, "N Q"] | Int32[np.ndarray, " N"] | None:
         """What the model takes for queries. A text that was embedded before is not embedded again.

@@ -1,6 +1,6 @@
 """The parts of a training run, built from its config and checked before anything is written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from clipsep_jax.encoders.base import Encoder
 from clipsep_jax.encoders.registry import load_encoder, split_name
 from clipsep_jax.errors import InputError
 from clipsep_jax.queries.base import Kind
+from clipsep_jax.queries.centre import Centre, measure_centre
 from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.structures import Batch
 from clipsep_jax.training.devices import local_batch_size, make_mesh, put_batch, replicated
@@ -27,6 +28,7 @@ class Run:
 
     Attributes:
         shown: the first validation batch, once it was read.
+        centre: what is subtracted from queries, if anything.
     """
 
     shown: Batch | None = None
@@ -38,6 +40,7 @@ class Run:
         self.kind.check(config)
         self.config = config = self.kind.fit(config, self.records.labels)
         self.encoder = find_encoder(config, self.records)
+        self.centre = self._measure_centre() if config.query.centre else None
         self.mesh = self._build_mesh()
         encoder = self._load_encoder()
         self.encoder_state = jax.device_put(encoder.state, replicated(self.mesh)) if encoder else None
@@ -64,6 +67,14 @@ class Run:
         encoder.check_query_size(self.config.model.query_size, otherwise)
         return encoder
 
+    def _measure_centre(self) -> Centre:
+        def embed(texts: Sequence[str]) -> np.ndarray:
+            if self.encoder is None:
+                raise InputError(f"{self.records.folder} has neither labels nor an encoder to centre texts by.")
+            return load_encoder(self.encoder.name, download=bool(self.config.query.encoder)).embed_text(texts)
+
+        return measure_centre(self.records, self.config.data.train_split, embed)
+
     def _batches(self, split: str, kind: Kind, *, training: bool) -> Batches:
         spare = self.config.data.num_dropped_pairs if training else 0
         return kind.batches(
@@ -71,6 +82,7 @@ class Run:
             self.records,
             split,
             training=training,
+            centre=self.centre,
             batch_size=local_batch_size(self.config.data.batch_size, self.mesh, spare),
             process_index=jax.process_index(),
             num_processes=jax.process_count(),

@@ -13,10 +13,19 @@ from jaxtyping import Array, Float, PyTree
 
 from clipsep_jax.config import Config
 from clipsep_jax.errors import InputError
-from clipsep_jax.mixing import apply_gain, drop_closest, likeness_weight, mix
+from clipsep_jax.mixing import (
+    add_noise,
+    apply_gain,
+    draw_sounding,
+    drop_closest,
+    likeness_weight,
+    mix,
+    mix_up,
+    weigh_targets,
+)
 from clipsep_jax.models.clipsep import CLIPSep, build_model, stored_name
 from clipsep_jax.models.layers import BatchNorm
-from clipsep_jax.objectives import Objective, build_objective
+from clipsep_jax.objectives import Objective, best_of_queries, build_objective
 from clipsep_jax.structures import Batch, Loss, MaskLogits, Mixture
 from clipsep_jax.tensors import fits, listed
 from clipsep_jax.training.devices import put_numbers, replicated, state_sharding
@@ -164,12 +173,33 @@ class Trainer:
         active = step >= self.config.data.similar_pairs_from_step
         if similar_pairs == "drop":
             batch = drop_closest(batch, self.config.data.batch_size, active)
-        sources = apply_gain(jnp.asarray(batch.sources), jnp.asarray(batch.gain))
+        key = jax.random.fold_in(jax.random.key(self.config.train.seed), step) if training else None
+        gain, sounds = self._gain(batch, key)
+        sources = apply_gain(jnp.asarray(batch.sources), gain)
         mixture = mix(sources, self.config.spectrogram, self.config.mixing)
+        if sounds is not None:
+            weight = weigh_targets(sounds, self.config.mixing.absent_weight)
+            mixture = replace(mixture, target_weight=weight, sounds=sounds)
         if similar_pairs == "downweight":
             likeness = likeness_weight(jnp.asarray(batch.query), active)
             mixture = replace(mixture, weight=mixture.weight * likeness[:, None, None])
-        return mixture, self._query(batch, encoder)
+        query = self._query(batch, encoder)
+        return mixture, query if key is None or query is None else self._for_training(query, key)
+
+    def _for_training(self, query: Array, key: Array) -> Array:
+        """Queries mixed up and with noise, as the config says."""
+        of_weights, of_noise = jax.random.split(key)
+        if self.config.query.combine == "mix_up":
+            query = mix_up(query, of_weights)
+        return add_noise(query, of_noise, self.config.query.noise) if self.config.query.noise else query
+
+    def _gain(self, batch: Batch, key: Array | None) -> tuple[Array, Array | None]:
+        """The gain of each source, and whether it sounds; None where all do."""
+        gain, fewest = jnp.asarray(batch.gain), self.config.fewest_sounding
+        if fewest == gain.shape[1]:
+            return gain, None
+        sounds = draw_sounding(key, (gain.shape[0], gain.shape[1]), fewest, self.config.most_sounding)
+        return jnp.where(sounds, gain, 0), sounds
 
     def _query(self, batch: Batch, encoder: Any) -> Array | None:
         if batch.frames is None:
@@ -186,7 +216,12 @@ class Trainer:
         model = nnx.merge(self.graphdef, params, batch_stats, copy=True)
         model.train() if training else model.eval()
         self._still_norms(model)
-        return model(jnp.log(mixture.magnitude), query), nnx.state(model, nnx.BatchStat)
+        if query is None or query.ndim < 4:
+            return model(jnp.log(mixture.magnitude), query), nnx.state(model, nnx.BatchStat)
+        b, n, v, size = query.shape
+        logits = model(jnp.log(mixture.magnitude), query.reshape(b, n * v, size))
+        every = logits.query.reshape(b, n, v, *logits.query.shape[2:])
+        return replace(logits, query=best_of_queries(every, mixture)), nnx.state(model, nnx.BatchStat)
 
     def gradients(
         self, state: TrainState, mixture: Mixture, query: Array | None, objective: Objective

@@ -91,7 +91,8 @@ class Workdir:
         if first:
             labels = self.run.kind.labels_of(self.run.records)
             table = EmbeddingTable.load(Path(self.config.query.table)) if self.config.query.table else None
-            start_model_dir(self.folder / BEST_FOLDER, self.config, self.run.encoder, labels, table)
+            best = self.folder / BEST_FOLDER
+            start_model_dir(best, self.config, self.run.encoder, labels, table, self.run.centre)
         best_loss = min(self.checkpoints.best_loss, self._loss_of_best()) if step else math.inf
         self.best_loss = broadcast_from_first(best_loss)
         self.skipped = SkippedSteps(self.notice_skipped, float(skipped))

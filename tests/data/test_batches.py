@@ -300,3 +300,43 @@ def test_what_was_written_wrong_is_replaced_too(tmp_path, monkeypatch, part):
     np.testing.assert_array_equal(found.arrays["frames"], reader(split[1], None)["frames"])
     reason = "it is not a readable record" if part == "record" else "a picture is not a readable JPEG"
     assert [one.reason for one in found.replaced] == [reason]
+
+
+def test_gains_are_uniform_in_decibels_where_asked(records):
+    config = small_config(records.folder)
+    data = replace(config.data, gain_min=0.01, gain_max=1.0, gain_law="decibels")
+    reader, record = ClipReader(data, config.spectrogram, None), make_record(0)
+    rng = np.random.default_rng(0)
+    gains = np.array([reader(record, rng)["gain"] for _ in range(300)])
+    assert ((gains >= 0.01) & (gains <= 1)).all()
+    assert 0.4 < (gains < 0.1).mean() < 0.6
+
+
+def test_labels_of_an_example_differ_where_asked_and_batches_stay_the_same(records):
+    config = small_config(records.folder)
+    config = replace(config, data=replace(config.data, distinct_labels=True, num_sources=3))
+    label_of = {entry.id: entry.label for entry in records.split("train").entries}
+
+    def examples(**how):
+        batches = KINDS["image"].batches(config, records, "train", training=True, batch_size=4, **how)
+        return batches, [ids[i : i + 3] for step in range(9) for ids in [batches.ids(step)] for i in range(0, 12, 3)]
+
+    batches, clips = examples()
+    assert all(len({label_of[clip] for clip in example}) == 3 for example in clips)
+    assert {clip for example in clips for clip in example} == set(label_of)
+    plain = KINDS["image"].batches(small_config(records.folder), records, "train", training=True, batch_size=6)
+    same = [a == b for step in range(9) for a, b in zip(plain.ids(step), batches.ids(step), strict=True)]
+    assert 0.4 < np.mean(same) < 1
+    assert_equal(batches[3], examples()[0][3])
+    halves = [
+        KINDS["image"].batches(config, records, "train", training=True, batch_size=2, process_index=i, num_processes=2)
+        for i in range(2)
+    ]
+    np.testing.assert_array_equal(batches[3].sources, np.concatenate([half[3].sources for half in halves]))
+
+
+def test_a_single_label_cannot_be_avoided(tmp_path):
+    alone = RecordSet(make_records(tmp_path, {"train": 4}, labels=("buzz",)))
+    config = small_config(alone.folder)
+    config = replace(config, data=replace(config.data, distinct_labels=True))
+    assert len(KINDS["image"].batches(config, alone, "train", training=True, batch_size=2).ids(0)) == 4
