@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # What a query is; `queries.kinds` has a class for each. "hybrid" alternates images and texts.
-QueryKind = Literal["image", "text", "hybrid", "label", "sentence", "none"]
+QueryKind = Literal["image", "text", "hybrid", "label", "sentence", "audio", "none"]
 
 SAMPLE_RATE_HZ = 16_000  # of records, models and everything that is separated
 
@@ -78,6 +78,7 @@ class ModelConfig:
     init_std: float = 0.001  # of convolutions
     num_labels: int = _from_data()  # that queries name by number, each with a trained embedding
     num_learned_queries: int = _from_data()  # above 0: so many learned queries, and none as input
+    num_example_bins: int = _from_data()  # above 0: queries are spectrograms of examples, with so many bins
 
 
 @dataclass(frozen=True)

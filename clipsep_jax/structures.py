@@ -31,12 +31,14 @@ class Batch:
         query: embedding of each source's query, or of several [V Q], or its label's number, or None where the system
             takes no query or encodes `frames` inside the step.
         frames: RGB pictures of each source, only with `query.source = "frames"`.
+        examples: audio from elsewhere in each source's clip, only with `query.kind = "audio"`.
     """
 
     sources: Int16[AnyArray, "B N L"]
     gain: Float[AnyArray, "B N"]
     query: Float[AnyArray, "B N *V Q"] | Int[AnyArray, "B N"] | None = None
     frames: UInt8[AnyArray, "B N R H W 3"] | None = None
+    examples: Int16[AnyArray, "B N L"] | None = None
 
 
 @jax.tree_util.register_dataclass

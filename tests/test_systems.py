@@ -13,6 +13,7 @@ from clipsep_jax.config import Config
 from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.errors import InputError
 from clipsep_jax.evaluation.scores import evaluation_of
+from clipsep_jax.queries.base import Example
 from clipsep_jax.queries.table import EmbeddingTable
 from clipsep_jax.training.curves import read_metrics
 from clipsep_jax.training.loop import train
@@ -21,8 +22,8 @@ from tests.test_config import SYSTEMS
 
 pytestmark = pytest.mark.slow
 
-KINDS = ("image", "text", "hybrid", "label", "sentence", "none")
-FUSIONS = ("late", "early", "middle")
+KINDS = ("image", "text", "hybrid", "label", "sentence", "audio", "none")
+FUSIONS = ("late", "early", "middle", "film")
 OBJECTIVES = (("weighted", 0), ("permutation_invariant", 0), ("noise_invariant", 2), ("noise_invariant", 3))
 
 
@@ -60,7 +61,9 @@ def check(config: Config, workdir: Path) -> None:
     assert all(np.isfinite(line["loss"]) for line in read_metrics(workdir))
     separator = clipsep_jax.load(workdir)
     waveform = np.random.default_rng(0).uniform(-0.5, 0.5, 3000).astype(np.float32)
-    queries = [] if config.query.kind == "none" else ["hum", "buzz"]
+    queries = {"none": [], "audio": [Example(waveform), Example(waveform[:900])]}.get(
+        config.query.kind, ["hum", "buzz"]
+    )
     separation = separator.separate(waveform, queries)
     assert separation.stems.shape == (config.data.num_sources, 3000)
     np.testing.assert_allclose(separation.stems.sum(axis=0) + separation.residual, waveform, atol=1e-5)

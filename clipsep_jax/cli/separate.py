@@ -44,6 +44,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
     for option, metavar, words in (
         ("query", "TEXT", "what to pull out; repeatable; ' + ' between several sums them (PIT takes none)"),
         ("image", "FILE", "the same by a picture"),
+        ("example", "FILE", 'the same by a recording of such a sound, for models of --config.query.kind="audio"'),
         ("without", "TEXT", "what to leave out; repeatable"),
         ("span", "FROM-TO", "the seconds between which it may be heard, such as 3.5-7"),
     ):

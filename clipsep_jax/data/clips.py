@@ -48,6 +48,20 @@ def pictures_around(centre: int, num_frames: int, count: int) -> Int16[np.ndarra
     return np.array([min(max(index, 0), num_frames - 1) for index in range(first, first + count)], np.int16)
 
 
+def example_start(start: int, length: int, num_samples: int, rng: np.random.Generator | None) -> int:
+    """Where in a clip another segment begins than the one from `start` on: at random, or as far as it can be.
+
+    The two share samples only where the clip is too short for both.
+    """
+    last = max(0, length - num_samples)
+    before, after = start - num_samples, start + num_samples  # the latest start, and the earliest
+    room_before, room_after = max(0, before + 1), max(0, last - after + 1)
+    if rng is None or room_before + room_after == 0:
+        return 0 if start > last - start else last
+    place = int(rng.integers(room_before + room_after))
+    return place if place < room_before else after + place - room_before
+
+
 QueryOf = Callable[[Record | StoredRecord, np.ndarray], np.ndarray]  # of a record and the pictures around a centre
 
 
@@ -55,13 +69,15 @@ QueryOf = Callable[[Record | StoredRecord, np.ndarray], np.ndarray]  # of a reco
 class ClipReader:
     """Record -> one source of a mixture, as a dict of arrays with the names of `Batch`.
 
-    With `frames` it gives pictures in place of a query; with neither, sound alone.
+    With `frames` it gives pictures in place of a query, with `examples` another segment of the sound; with none of
+    these, sound alone.
     """
 
     data: DataConfig
     spectrogram: SpectrogramConfig
     query: QueryOf | None
     frames: bool = False
+    examples: bool = False
 
     def __call__(
         self, record: Record | StoredRecord, rng: np.random.Generator | None, num_frames: int | None = None
@@ -79,12 +95,19 @@ class ClipReader:
         middle = centre_samples(centre, self.spectrogram.sample_rate_hz)
         sound = crop_audio(record.audio, middle, self.spectrogram.num_samples)
         clip: dict[str, Any] = {"sources": sound, "gain": np.float32(gain)}
+        if self.examples:
+            return clip | {"examples": self._example(record, middle, rng)}
         nearby = pictures_around(centre, num_stored, self.data.frames_per_clip)
         if self.frames:
             if not record.frames:
                 raise InputError(f"{record.id} has no stored pictures; train with --config.query.source=embeddings.")
             return clip | {"frames": np.stack([self._decode(record, int(number)) for number in nearby])}
         return clip if self.query is None else clip | {"query": self.query(record, nearby)}
+
+    def _example(self, record: Record | StoredRecord, middle: int, rng: np.random.Generator | None) -> np.ndarray:
+        size = self.spectrogram.num_samples
+        start = example_start(max(0, middle - size // 2), len(record.audio), size, rng)
+        return crop_audio(record.audio, start + size // 2, size)
 
     def _gain(self, rng: np.random.Generator) -> float:
         least, most = self.data.gain_min, self.data.gain_max

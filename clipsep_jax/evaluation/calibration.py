@@ -37,11 +37,13 @@ class Targets:
         are_there: whether a target is in its mixture.
         z: how far the log odds of its share lie above their mean in the references, in standard deviations.
         energy: of its stem, in dB.
+        share_db: of the mixture's energy, in dB.
     """
 
     are_there: Bool[np.ndarray, " n"]
     z: Float[np.ndarray, " n"]
     energy: Float[np.ndarray, " n"]
+    share_db: Float[np.ndarray, " n"]
 
 
 def roc_auc(scores: Float[np.ndarray, " n"], are_there: Bool[np.ndarray, " n"]) -> float:
@@ -157,7 +159,8 @@ def _targets(separator: Separator, inputs: np.ndarray, queries: np.ndarray, refe
     reference_odds = np.concatenate(of_all, axis=1)
     z = np.stack([standardised(odds[:, i][None], reference_odds[:, number_of[:, i]])[0] for i in range(2)], axis=1)
     are_there = np.broadcast_to(np.array([True, False]), z.shape)
-    return Targets(are_there.reshape(-1), z.reshape(-1), energy.reshape(-1))
+    share_db = -10 / np.log(10) * np.logaddexp(0, -odds)
+    return Targets(are_there.reshape(-1), z.reshape(-1), energy.reshape(-1), share_db.reshape(-1))
 
 
 def _filled(queries: np.ndarray) -> np.ndarray:

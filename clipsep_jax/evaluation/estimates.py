@@ -17,7 +17,7 @@ from clipsep_jax.evaluation.retrieval import Retrieval
 from clipsep_jax.metrics import CHIEF, sdr
 from clipsep_jax.mixing import binary_masks, ratio_masks
 from clipsep_jax.queries.base import Kind
-from clipsep_jax.queries.kinds import IMAGE, TEXT
+from clipsep_jax.queries.kinds import AUDIO, IMAGE, TEXT
 from clipsep_jax.queries.prompts import prompt_for
 from clipsep_jax.separation.separator import Separator, masked_clips
 from clipsep_jax.spectrogram import apply_masks, stft, warp
@@ -132,6 +132,8 @@ class ModelWays:
     def _queries_of(self, kind: Kind, mixtures: Mixtures, prompts: Sequence[str]) -> np.ndarray | None:
         if kind == IMAGE or kind.scores_best_mask:
             return mixtures.images
+        if kind == AUDIO:
+            return mixtures.examples
         if kind == TEXT:
             return np.mean([self._embedded(mixtures, partial(prompt_for, template=p)) for p in prompts], axis=0)
         return self._embedded(mixtures, kind.query_of_label)

@@ -10,8 +10,8 @@ from clipsep_jax.config import Config
 from clipsep_jax.data.clips import ClipReader
 from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.evaluation.protocols import HeldOutClip, HeldOutMixture, Protocol
-from clipsep_jax.queries.base import Kind
-from clipsep_jax.queries.kinds import IMAGE, kind_of
+from clipsep_jax.queries.base import Example, Kind
+from clipsep_jax.queries.kinds import AUDIO, IMAGE, kind_of
 from clipsep_jax.separation.separator import Separator
 
 
@@ -23,6 +23,7 @@ class Mixtures:
     num_real: int  # what follows fills the batch up
     sources: Float[np.ndarray, "B N L"]  # divided by N, so that they add up to the mixture
     images: Float[np.ndarray, "B N Q"] | None  # embeddings of the pictures, for models that take them
+    examples: Float[np.ndarray, "B N Q"] | None = None  # embeddings of such sounds, for models that take them
 
     @property
     def labels(self) -> list[list[str]]:
@@ -68,6 +69,8 @@ class MixtureReader:
             for records in protocol.record_sets:
                 self._reader = IMAGE.reader(config, records, source, separator.centre)
         self._embedded_frames: dict[HeldOutClip, np.ndarray] = {}
+        self._embedded_examples: dict[HeldOutClip, np.ndarray] = {}
+        self._example_reader = AUDIO.reader(config, protocol.record_sets[0]) if AUDIO in kinds else None
 
     def read(self, held_out: Sequence[HeldOutMixture], num_real: int | None = None) -> Mixtures:
         """Some of the mixtures, of which the first `num_real` count (default: all)."""
@@ -79,8 +82,27 @@ class MixtureReader:
         images = None
         if self._reads_images:
             images = np.array([[self._image(clip, read[clip]) for clip in row.clips] for row in held_out])
+        examples = None
+        if self._example_reader:
+            examples = np.array([[self._example(clip) for clip in row.clips] for row in held_out])
         num_real = len(held_out) if num_real is None else num_real
-        return Mixtures(tuple(held_out), num_real, sources / sources.shape[1], images)
+        return Mixtures(tuple(held_out), num_real, sources / sources.shape[1], images, examples)
+
+    def _example(self, clip: HeldOutClip) -> np.ndarray:
+        """The embedding of an example: the next clip of the same label, or else another segment of the clip itself."""
+        if clip not in self._embedded_examples:
+            assert self._separator is not None
+            assert self._example_reader is not None
+            entries = clip.split.entries
+            later = (number % len(entries) for number in range(clip.number + 1, clip.number + len(entries)))
+            same = (number for number in later if clip.label and entries[number].label == clip.label)
+            number = next(same, clip.number)
+            read = self._example_reader(clip.split.clip(number), None)
+            sound = read["examples" if number == clip.number else "sources"]
+            embedded = self._separator.embed([Example(sound.astype(np.float32) / 32768)])
+            assert embedded is not None
+            (self._embedded_examples[clip],) = embedded
+        return self._embedded_examples[clip]
 
     def _image(self, clip: HeldOutClip, read: dict) -> np.ndarray:
         """The stored embedding of a clip's pictures, or else that of the model's encoder, made once per clip."""

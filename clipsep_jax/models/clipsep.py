@@ -7,12 +7,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree
 
 from clipsep_jax.config import ModelConfig
+from clipsep_jax.models.audio_encoder import AudioEncoder
 from clipsep_jax.models.fusion import fusion_of
 from clipsep_jax.models.unet import UNet
 from clipsep_jax.structures import MaskLogits
 from clipsep_jax.tensors import Rule
 
-Query = Float[Array, "B N Q"] | Int[Array, "B N"] | None
+Query = Float[Array, "B N Q"] | Int[Array, "B N"] | Float[Array, "B N K T"] | None
 
 
 class CLIPSep(nnx.Module):
@@ -44,15 +45,27 @@ class CLIPSep(nnx.Module):
             else None
         )
 
+        self.audio_encoder = nnx.data(
+            AudioEncoder(config, config.num_example_bins, rngs=rngs) if config.num_example_bins else None
+        )
+
+    def embed_examples(self, log_magnitude: Float[Array, "B K T"]) -> Float[Array, "B Q"]:
+        """The queries of example sounds, from the log of their warped magnitudes."""
+        assert self.audio_encoder is not None
+        return self.audio_encoder(log_magnitude)
+
     def __call__(self, log_magnitude: Float[Array, "B K T"], query: Query) -> MaskLogits:
         """Mask logits from the log of the warped mixture magnitude and the queries.
 
         Args:
-            query: embeddings; or numbers of labels, where the model has labels; or None, where it learned its queries.
+            query: embeddings; or numbers of labels, where the model has labels; or spectrograms of examples, where it
+                has an encoder of them; or None, where it learned its queries.
         """
         if self.label_embedding is not None:
             assert query is not None
             query = self.label_embedding(query).astype(log_magnitude.dtype)
+        elif query is not None and query.ndim == 4:
+            query = self.embed_examples(query.reshape(-1, *query.shape[2:])).reshape(*query.shape[:2], -1)
         return self.fusion(self.network, log_magnitude, query)
 
 
@@ -120,4 +133,6 @@ def _stored_name(path: tuple) -> tuple:
 def _own_name(path: tuple) -> tuple:
     if path[:2] == ("unet", "last"):
         return ("fusion", *path[1:])
-    return {"unet": ("network",), "label_embedding": path[:1]}.get(path[0], ("fusion", path[0])) + path[1:]
+    return {"unet": ("network",), "label_embedding": path[:1], "audio_encoder": path[:1]}.get(
+        path[0], ("fusion", path[0])
+    ) + path[1:]

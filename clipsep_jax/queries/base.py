@@ -19,7 +19,21 @@ from clipsep_jax.errors import InputError
 from clipsep_jax.queries.centre import Centre
 from clipsep_jax.queries.table import EmbeddingTable
 
-Query = str | Pillow.Image | np.ndarray  # what a user gives
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A sound like the one that is asked for.
+
+    Attributes:
+        waveform: at the sample rate of the models.
+        name: for people.
+    """
+
+    waveform: Float32[np.ndarray, " L"]
+    name: str = ""
+
+
+Query = str | Pillow.Image | np.ndarray | Example  # what a user gives
 REMEMBERED_TEXTS = 1_000
 
 
@@ -33,6 +47,7 @@ class Embedder:
         table: loads its embeddings of labels.
         labels: that it was trained with, in the order of their numbers.
         centre: what it was trained to have subtracted from embeddings, if anything.
+        hear: embeds the waveform of an example by the model itself.
     """
 
     model: str
@@ -40,6 +55,7 @@ class Embedder:
     table: Callable[[], EmbeddingTable]
     labels: tuple[str, ...]
     centre: Centre | None = None
+    hear: Callable[[np.ndarray], Float32[np.ndarray, " Q"]] | None = None
 
     @cached_property
     def text(self) -> Callable[[str], Float32[np.ndarray, " Q"]]:
@@ -63,6 +79,7 @@ class Kind:
         encodes_in_step: whether the step may encode pictures itself (`config.query.source = "frames"`).
         objectives: that can train such a model.
         scores_best_mask: whether the best of all masks is scored, which only an oracle could choose.
+        hears_examples: whether a query is a sound.
     """
 
     name: str = ""
@@ -73,6 +90,7 @@ class Kind:
     encodes_in_step: bool = False
     objectives: tuple[str, ...] = ("weighted", "noise_invariant")
     scores_best_mask: bool = False
+    hears_examples: bool = False
 
     def check(self, config: Config) -> None:
         """Checks the options that depend on the kind of query.
@@ -152,6 +170,8 @@ class Kind:
         """
         if source == "frames" and self.encodes_in_step:
             return ClipReader(config.data, config.spectrogram, None, frames=True)
+        if self.hears_examples:
+            return ClipReader(config.data, config.spectrogram, None, examples=True)
         query_of = self.training_query_of if training else self.query_of
         return ClipReader(config.data, config.spectrogram, query_of(config, records, centre))
 

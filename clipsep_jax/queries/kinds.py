@@ -18,7 +18,7 @@ from clipsep_jax.data.clips import QueryOf
 from clipsep_jax.data.index import IndexEntry
 from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, RecordSet
 from clipsep_jax.errors import InputError
-from clipsep_jax.queries.base import Embedder, Kind, Query
+from clipsep_jax.queries.base import Embedder, Example, Kind, Query
 from clipsep_jax.queries.centre import Centre
 from clipsep_jax.queries.of_records import Less, OfLabel, Several, each_picture, mean_of_pictures
 from clipsep_jax.queries.prompts import nearest_labels, prompt_for
@@ -53,6 +53,8 @@ class Encoded(Kind):
             return query.astype(np.float32)
         if isinstance(query, str):
             return by.text(query) - by.centre.text if by.centre else by.text(query)
+        if isinstance(query, Example):
+            raise InputError(f"{by.model} is asked by texts and pictures, not by example sounds.")
         pictures = np.asarray(query.convert("RGB"))[None] if isinstance(query, Pillow.Image) else query
         embedding = by.encoder().embed_frames(_as_pictures(pictures)).mean(axis=0)
         return embedding - by.centre.image if by.centre else embedding
@@ -166,6 +168,28 @@ class Sentence(Kind):
 
 
 @dataclass(frozen=True)
+class Audio(Kind):
+    """Another segment of a clip's sound, which the model itself embeds; needs neither labels nor pictures."""
+
+    name: str = "audio"
+    hears_examples: bool = True
+
+    def fit(self, config: Config, labels: Sequence[str]) -> Config:
+        return config.replace(model={"num_example_bins": config.spectrogram.num_warped_bins})
+
+    def query_of(self, config: Config, records: RecordSet, centre: Centre | None = None) -> None:
+        return None
+
+    def embed(self, query: Query, by: Embedder) -> Float32[np.ndarray, " Q"]:
+        """The embedding of an example; an embedding [Q] as it is."""
+        if isinstance(query, np.ndarray) and query.ndim == 1:
+            return query.astype(np.float32)
+        if not isinstance(query, Example) or by.hear is None:
+            raise InputError(f"{by.model} is asked by example sounds; give one with --example FILE.")
+        return by.hear(query.waveform)
+
+
+@dataclass(frozen=True)
 class NoQuery(Kind):
     """No query at all: the model tells the sources of a mixture apart, in an order of its own."""
 
@@ -191,8 +215,8 @@ class NoQuery(Kind):
             raise InputError(f"{by.model} separates without queries; give none.")
 
 
-IMAGE, TEXT = Image(), Text()
-KINDS = {kind.name: kind for kind in (IMAGE, TEXT, Hybrid(), Label(), Sentence(), NoQuery())}
+IMAGE, TEXT, AUDIO = Image(), Text(), Audio()
+KINDS = {kind.name: kind for kind in (IMAGE, TEXT, Hybrid(), Label(), Sentence(), AUDIO, NoQuery())}
 
 
 def kind_of(config: Config) -> Kind:

@@ -132,13 +132,24 @@ class Separator:
     @cached_property
     def _embedder(self) -> Embedder:
         name, labels = str(self.model_dir.folder), tuple(self.model_dir.labels)
-        return Embedder(name, lambda: self.encoder, lambda: self.table, labels, self.centre)
+        return Embedder(name, lambda: self.encoder, lambda: self.table, labels, self.centre, self._hear)
+
+    def _hear(self, waveform: Float[np.ndarray, " L"]) -> Float32[np.ndarray, " Q"]:
+        """The mean embedding of an example's segments of the training length; a shorter one is repeated."""
+        size = self.config.spectrogram.num_samples
+        if not waveform.size or not np.isfinite(waveform).all():
+            raise InputError("The example is empty or holds values that are not finite; give one with sound.")
+        whole = np.tile(waveform, -(-size // len(waveform))) if len(waveform) < size else waveform
+        segments = whole[: len(whole) // size * size].reshape(-1, size).astype(np.float32)
+        embedded = [_heard(*self._network, jnp.asarray(part)[None], self.config.spectrogram) for part in segments]
+        return np.mean([np.asarray(one[0]) for one in embedded], axis=0)
 
     def embed(self, queries: Sequence[Query]) -> Float32[np.ndarray, "N Q"] | Int32[np.ndarray, " N"] | None:
         """What the model takes for queries. A text that was embedded before is not embedded again.
 
         A query is a text, a picture, an array of pictures [R H W 3] (averaged), or an embedding [Q]; for models of
-        labels or sentences, one of their labels. A model without queries takes none.
+        labels or sentences, one of their labels; for those of examples, an `Example`. A model without queries takes
+        none.
 
         Raises:
             InputError: the model does not take such a query.
@@ -300,6 +311,14 @@ def _named(query: Query | Target, number: int) -> Target:
 
 
 # The network comes as arguments: separators of one config share the compiled programs, which keep none of them alive.
+
+
+@partial(jax.jit, static_argnames="config")
+def _heard(
+    graphdef: nnx.GraphDef, state: PyTree, examples: Float[Array, "B L"], config: SpectrogramConfig
+) -> Float[Array, "B Q"]:
+    inputs = log_warped_magnitude(jnp.abs(stft(examples, config)), config)
+    return nnx.merge(graphdef, state).embed_examples(inputs)
 
 
 @jax.jit

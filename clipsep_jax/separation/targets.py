@@ -9,13 +9,17 @@ from jaxtyping import Float32
 from PIL import Image as Pillow
 from PIL import ImageOps
 
-from clipsep_jax.config import ModelConfig, SpectrogramConfig
+from clipsep_jax.config import SAMPLE_RATE_HZ, ModelConfig, SpectrogramConfig
 from clipsep_jax.data_prep.decode.limits import MAX_PIXELS
 from clipsep_jax.data_prep.decode.pictures import crop_square
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import check_is_file
-from clipsep_jax.queries.base import Query
+from clipsep_jax.queries.base import Example, Query
 from clipsep_jax.separation.masking import MaskForm, Recipe
+from clipsep_jax.separation.rates import Resampler
+from clipsep_jax.sound_files import open_sound
+
+MOST_EXAMPLE_SECONDS = 600
 
 _PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 
@@ -48,8 +52,8 @@ def read_targets(asked: Sequence[tuple[str, str]], prompt: Callable[[str], str])
 
     Args:
         asked: pairs of a word and its value: "query" and a text such as "guitar + singing", "image" and the path of a
-            picture, "without" and a text, "span" and seconds such as "3.5-7". The last two hold for the target before
-            them, or for all, where they come first.
+            picture, "example" and the path of a recording, "without" and a text, "span" and seconds such as "3.5-7".
+            The last two hold for the target before them, or for all, where they come first.
         prompt: puts a bare word into a prompt.
 
     Raises:
@@ -61,8 +65,9 @@ def read_targets(asked: Sequence[tuple[str, str]], prompt: Callable[[str], str])
         if word == "query":
             parts = [part.strip() for part in value.split(" + ")]
             targets.append(Target(tuple(map(prompt, parts)), for_all.without, for_all.span, value))
-        elif word == "image":
-            targets.append(Target((read_picture(Path(value)),), for_all.without, for_all.span, Path(value).stem))
+        elif word in ("image", "example"):
+            read = read_picture if word == "image" else read_example
+            targets.append(Target((read(Path(value)),), for_all.without, for_all.span, Path(value).stem))
         else:
             last = targets[-1] if targets else for_all
             if word == "without":
@@ -94,6 +99,18 @@ def read_picture(path: Path) -> Pillow.Image:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} cannot be read as a picture; give a JPEG, PNG or WebP file.") from error
+
+
+def read_example(path: Path) -> Example:
+    """The sound of a recording or a video, as models take it, up to MOST_EXAMPLE_SECONDS.
+
+    Raises:
+        InputError: it cannot be read, or is longer.
+    """
+    with open_sound(path, MOST_EXAMPLE_SECONDS) as blocks:
+        mono = np.concatenate([block.mean(axis=0) for block in blocks]).astype(np.float32)
+        waveform = Resampler(blocks.rate_hz, SAMPLE_RATE_HZ)(mono, last=True)
+    return Example(waveform, path.name)
 
 
 def _span(text: str) -> tuple[float, float]:

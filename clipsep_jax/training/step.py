@@ -26,6 +26,7 @@ from clipsep_jax.mixing import (
 from clipsep_jax.models.clipsep import CLIPSep, build_model, stored_name
 from clipsep_jax.models.layers import BatchNorm
 from clipsep_jax.objectives import Objective, best_of_queries, build_objective
+from clipsep_jax.spectrogram import log_warped_magnitude, stft
 from clipsep_jax.structures import Batch, Loss, MaskLogits, Mixture
 from clipsep_jax.tensors import fits, listed
 from clipsep_jax.training.devices import put_numbers, replicated, state_sharding
@@ -202,6 +203,10 @@ class Trainer:
         return jnp.where(sounds, gain, 0), sounds
 
     def _query(self, batch: Batch, encoder: Any) -> Array | None:
+        if batch.examples is not None:
+            examples = apply_gain(jnp.asarray(batch.examples), jnp.ones_like(jnp.asarray(batch.gain)))
+            magnitude = jnp.abs(stft(examples, self.config.spectrogram))
+            return log_warped_magnitude(magnitude, self.config.spectrogram)
         if batch.frames is None:
             return None if batch.query is None else jnp.asarray(batch.query)
         assert self.encode is not None
@@ -216,7 +221,7 @@ class Trainer:
         model = nnx.merge(self.graphdef, params, batch_stats, copy=True)
         model.train() if training else model.eval()
         self._still_norms(model)
-        if query is None or query.ndim < 4:
+        if query is None or self.config.query.combine != "compete" or query.ndim < 4:
             return model(jnp.log(mixture.magnitude), query), nnx.state(model, nnx.BatchStat)
         b, n, v, size = query.shape
         logits = model(jnp.log(mixture.magnitude), query.reshape(b, n * v, size))
