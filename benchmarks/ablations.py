@@ -51,6 +51,7 @@ class Method:
 
 
 PICTURES = ("toy", "photos")
+HEADS = ("learned_queries.*", "query_head.*", "inner_product.*")
 METHODS = {
     "baseline": Method({}),
     "centred queries": Method({"query.centre": True}, PICTURES),
@@ -63,6 +64,10 @@ METHODS = {
         "data.distinct_labels": True, "data.gain_min": 0.25, "data.gain_law": "decibels",
     }),
     "FiLM": Method({"model.fusion": "film"}),
+    "negative queries": Method({"model.negative_query": True}),
+    "mixture invariant, then queries": Method({}, first={
+        "query.kind": "none", "objective.name": "mixture_invariant", "objective.num_masks": 4,
+    }),
     "sounds as queries": Method({"query.kind": "audio", "model.query_size": 64}),
 }  # fmt: skip
 
@@ -101,8 +106,12 @@ def run_one(name: str, method: str, seed: int, records: RecordSet, options: argp
     if done.is_file():
         return json.loads(done.read_text())
     start, how = time.perf_counter(), METHODS[method]
-    size = {"records": records.folder, "full": options.full, "steps": options.steps}
-    train(config_of(name, how.changes, seed, **size), folder)
+    steps, init = options.steps, {}
+    if how.first:
+        steps //= 2
+        first = config_of(name, how.first, seed, records.folder, full=options.full, steps=steps)
+        init = {"init": str(train(first, folder / "first")), "init_skip": HEADS}
+    train(config_of(name, how.changes, seed, records.folder, full=options.full, steps=steps), folder, **init)
     minutes = (time.perf_counter() - start) / 60
     separator = Separator.load(folder)
     ways = Ways(prompts=(DEFAULT_TEMPLATE,) if kind_of(separator.config).has_encoder else ())

@@ -23,6 +23,7 @@ RANGES = {
     "model.num_channels": (1, 2**12),
     "model.num_noise_heads": (0, 256),
     "model.query_size": (1, 2**16),
+    "objective.num_masks": (0, 64),
     "objective.noise_warmup_steps": (0, _MOST_STEPS),
     "data.num_sources": (1, 64),
     "data.batch_size": (1, 2**20),
@@ -69,8 +70,13 @@ def check(config: Any) -> None:
         )
     _check_targets(config)
     _check_sounding(config)
-    if config.model.fusion != "late" and config.model.num_noise_heads:
-        raise InputError('Noise heads and learned queries need config.model.fusion = "late".')
+    if config.model.fusion != "late" and (config.model.num_noise_heads or config.model.negative_query):
+        raise InputError('Noise heads, negative and learned queries need config.model.fusion = "late".')
+    if config.model.negative_query and (config.data.num_sources < 2 or config.query.combine == "compete"):
+        raise InputError(
+            "config.model.negative_query takes the other sources' queries, of which it needs one each: "
+            'config.data.num_sources of at least 2, and config.query.combine other than "compete".'
+        )
     if (config.data.similar_pairs == "drop") != (config.data.num_dropped_pairs > 0):
         raise InputError('config.data.num_dropped_pairs goes with config.data.similar_pairs = "drop"; give a count.')
 
@@ -104,12 +110,20 @@ def _check_targets(config: Any) -> None:
             f"config.data.num_sources is {num_sources}, not a multiple of "
             f"config.mixing.sources_per_target = {together}; choose a multiple."
         )
+    num_masks = config.objective.num_masks or num_sources
+    if config.objective.num_masks and config.query.kind != "none":
+        raise InputError('config.objective.num_masks needs config.query.kind = "none", a model without queries.')
+    if num_masks < num_sources // together:
+        raise InputError(f"config.objective.num_masks is {num_masks}; {num_sources // together} targets need as many.")
+    if config.objective.sparsity_weight and config.objective.name != "mixture_invariant":
+        raise InputError('config.objective.sparsity_weight needs config.objective.name = "mixture_invariant".')
     if config.objective.name == "mixture_invariant":
-        ways = (num_sources // together) ** num_sources
+        ways = (num_sources // together) ** num_masks
         if ways > MOST_ASSIGNMENTS:
             raise InputError(
                 f"The mixture invariant objective would try {ways:,} assignments of masks to targets, above "
-                f"{MOST_ASSIGNMENTS:,}; choose fewer config.data.num_sources or more config.mixing.sources_per_target."
+                f"{MOST_ASSIGNMENTS:,}; choose fewer config.data.num_sources or config.objective.num_masks, or more "
+                "config.mixing.sources_per_target."
             )
     elif together > 1:
         raise InputError(

@@ -80,6 +80,17 @@ def add_noise(query: Float[Array, "B N *V Q"], key: Array, share: float) -> Floa
     return query + scale * jax.random.normal(key, query.shape, query.dtype)
 
 
+def add_negatives(query: Float[Array, "B N Q"], key: Array) -> Float[Array, "B N P"]:
+    """Beside each query the mean of those of the other sources, as what is to be left out: P = 2 Q.
+
+    A quarter of the examples keeps the query alone, a quarter the negative one alone, half keep both (CLAPSep: Ma et
+    al., 2024); zeros stand for what is not kept.
+    """
+    others = (query.sum(axis=1, keepdims=True) - query) / (query.shape[1] - 1)
+    draw = jax.random.uniform(key, (len(query), 1, 1))
+    return jnp.concatenate([jnp.where(draw < 0.25, 0, query), jnp.where(draw > 0.75, 0, others)], axis=-1)
+
+
 def mix(sources: Float[Array, "B N L"], spectrogram: SpectrogramConfig, config: MixingConfig) -> Mixture:
     """Divides every source by N, sums them, and takes magnitudes, targets and weights on the log-frequency grid.
 

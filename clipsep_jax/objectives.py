@@ -236,10 +236,13 @@ class MixtureInvariant:
     """Mixture invariant training (Wisdom et al., 2020): the targets are mixtures of unknown sources.
 
     Each mask goes to one target; min(1, sum of a target's masks) is compared with it. Of all ways to give S targets
-    N masks, S**N, the best one counts, per example.
+    N masks, S**N, the best one counts, per example. As many small masks explain a source as well as one, a penalty of
+    sum(r) / (sqrt(N) |r|), with r the root mean square of each mask, prefers few (Wisdom et al., 2021, "Sparse,
+    efficient, and semantic mixture invariant training").
     """
 
     criterion: Criterion = field(metadata=STATIC)
+    sparsity_weight: PyTree
 
     def __call__(self, logits: MaskLogits, mixture: Mixture, step: Int[Array, ""]) -> Loss:
         masks = jax.nn.sigmoid(logits.query)
@@ -248,7 +251,15 @@ class MixtureInvariant:
         fixed = jax.lax.stop_gradient(masks)
         costs = jax.lax.map(lambda way: self._cost(jnp.einsum("sn,bnkt->bskt", way, fixed), mixture), ways)
         best = ways[costs.argmin(axis=0)]  # [B S N]
-        return _loss(self._cost(jnp.einsum("bsn,bnkt->bskt", best, masks), mixture), logits)
+        loss = _loss(self._cost(jnp.einsum("bsn,bnkt->bskt", best, masks), mixture), logits)
+        spread = self._spread(masks, mixture).mean()
+        return Loss(loss.value + self.sparsity_weight * spread, loss.per_example, loss.metrics | {"spread": spread})
+
+    @staticmethod
+    def _spread(masks: Float[Array, "B N K T"], mixture: Mixture) -> Float[Array, " B"]:
+        """From 1 / sqrt(N), where one mask is active, to 1, where all are alike."""
+        energy = (mixture.weight[:, None] * masks**2).mean(axis=(-2, -1)) + 1e-12
+        return jnp.sqrt(energy).sum(axis=1) / jnp.sqrt(energy.sum(axis=1) * masks.shape[1])
 
     def _cost(self, sums: Float[Array, "B S K T"], mixture: Mixture) -> Float[Array, " B"]:
         error = self.criterion.mask(jnp.minimum(1, sums), mixture.targets)
@@ -262,9 +273,6 @@ def build_objective(config: ObjectiveConfig) -> Objective:
         return NoiseInvariant(
             criterion, config.regularizer, config.gamma, config.regularizer_weight, config.noise_warmup_steps
         )
-    by_criterion: dict[str, Callable[[Criterion], Objective]] = {
-        "weighted": Weighted,
-        "permutation_invariant": PermutationInvariant,
-        "mixture_invariant": MixtureInvariant,
-    }
-    return by_criterion[config.name](criterion)
+    if config.name == "mixture_invariant":
+        return MixtureInvariant(criterion, config.sparsity_weight)
+    return Weighted(criterion) if config.name == "weighted" else PermutationInvariant(criterion)

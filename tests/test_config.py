@@ -58,7 +58,7 @@ def test_every_whole_number_has_its_limits():
         ({"spectrogram": {"num_samples": 60_000}}, "levels cannot halve"),
         ({"query": {"kind": "text", "source": "frames"}}, 'needs config.query.kind = "image"'),
         ({"model": {"fusion": "soon"}}, "must be one of 'late', 'middle', 'early'"),
-        ({"model": {"fusion": "early", "num_noise_heads": 2}}, 'need config.model.fusion = "late"'),
+        ({"model": {"fusion": "early", "num_noise_heads": 2}}, 'queries need config.model.fusion = "late"'),
         ({"model": {"num_learned_queries": 2, "num_labels": 2}, "query": {"kind": "none"}}, 'query.kind = "label"'),
         (
             {
@@ -88,6 +88,18 @@ def test_every_whole_number_has_its_limits():
         ({"mixing": {"sources_per_target": 2}, "data": {"num_sources": 3}}, "choose a multiple"),
         ({"objective": {"name": "mixture_invariant"}, "data": {"num_sources": 8}}, "16,777,216 assignments"),
         ({"objective": {"name": "mixture_invariant"}}, 'query.kind = "image" goes with'),
+        ({"objective": {"num_masks": 3}}, 'num_masks needs config.query.kind = "none"'),
+        (
+            {"objective": {"num_masks": 1, "name": "permutation_invariant"}, "query": {"kind": "none"}},
+            "num_masks is 1; 2 targets need as many",
+        ),
+        ({"objective": {"sparsity_weight": 0.1}}, 'sparsity_weight needs config.objective.name = "mixture_invariant"'),
+        (
+            {"objective": {"num_masks": 13, "name": "mixture_invariant"}, "query": {"kind": "none"}},
+            "8,192 assignments",
+        ),
+        ({"model": {"negative_query": True}, "query": {"combine": "compete"}}, "takes the other sources' queries"),
+        ({"model": {"negative_query": True}, "query": {"kind": "label"}}, "whose queries are embeddings"),
         ({"mixing": {"most_sounding": 3}}, "are 3 and 3 of config.data.num_sources = 2 clips; give them in rising"),
         ({"mixing": {"fewest_sounding": 2, "most_sounding": 1}}, "are 2 and 1 of"),
         ({"mixing": {"most_sounding": 1, "absent_weight": -1.0}}, "absent_weight is -1.0; it must be at least 0"),

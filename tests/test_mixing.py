@@ -6,6 +6,7 @@ import numpy as np
 
 from clipsep_jax.config import MixingConfig, SpectrogramConfig
 from clipsep_jax.mixing import (
+    add_negatives,
     add_noise,
     apply_gain,
     draw_sounding,
@@ -134,3 +135,17 @@ def test_noise_is_a_share_of_the_query():
     share = np.linalg.norm(noise, axis=-1) / np.linalg.norm(query, axis=-1)
     np.testing.assert_allclose(share, 0.5, rtol=0.1)
     assert abs(noise.mean()) < 0.02
+
+
+def test_negatives_are_the_other_sources_and_some_are_left_out():
+    query = np.random.default_rng(0).normal(size=(400, 3, 2)).astype(np.float32)
+    both = np.asarray(add_negatives(jnp.asarray(query), jax.random.key(0)))
+    positive, negative = both[..., :2], both[..., 2:]
+    others = (query[:, [1, 2, 0]] + query[:, [2, 0, 1]]) / 2
+    has_positive, has_negative = positive.any(axis=(1, 2)), negative.any(axis=(1, 2))
+    np.testing.assert_array_equal(positive[has_positive], query[has_positive])
+    np.testing.assert_allclose(negative[has_negative], others[has_negative], rtol=1e-4, atol=1e-5)
+    assert 0.4 < (has_positive & has_negative).mean() < 0.6
+    assert 0.15 < (~has_positive).mean() < 0.35
+    assert 0.15 < (~has_negative).mean() < 0.35
+    assert (has_positive | has_negative).all()

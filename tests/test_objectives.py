@@ -244,3 +244,42 @@ def test_the_best_of_several_queries_counts_and_alone_has_a_gradient():
     np.testing.assert_allclose(value, errors.min(axis=2).mean(), rtol=1e-5)
     best = np.eye(3, dtype=bool)[errors.argmin(axis=2)]
     np.testing.assert_array_equal(np.asarray(gradient).any(axis=(-2, -1)), best)
+
+
+def test_a_penalty_prefers_few_active_masks():
+    """From 1 / sqrt(N), where one mask is active, to 1, where all are alike; against a plain form in float64."""
+    rng = np.random.default_rng(4)
+    weight = rng.uniform(0.1, 1, (2, K, T))
+    logits, targets = rng.normal(size=(2, 4, K, T)), (rng.uniform(size=(2, 2, K, T)) > 0.5).astype(np.float32)
+
+    def spread(logits):
+        mixture = Mixture(jnp.ones((2, K, T)), jnp.asarray(targets), jnp.asarray(weight, jnp.float32))
+        arguments = MaskLogits(jnp.asarray(logits, jnp.float32)), mixture, jnp.array(0)
+        plain, sparse = (
+            build_objective(ObjectiveConfig(name="mixture_invariant", sparsity_weight=w))(*arguments)
+            for w in (0.0, 0.5)
+        )
+        np.testing.assert_allclose(sparse.value - plain.value, 0.5 * sparse.metrics["spread"], rtol=1e-4)
+        np.testing.assert_array_equal(plain.per_example, sparse.per_example)
+        return float(sparse.metrics["spread"])
+
+    masks = 1 / (1 + np.exp(-logits))
+    r = np.sqrt((weight[:, None] * masks**2).mean(axis=(-2, -1)))
+    expected = (r.sum(axis=1) / (2 * np.linalg.norm(r, axis=1))).mean()
+    np.testing.assert_allclose(spread(logits), expected, rtol=1e-5)
+    alone = np.full_like(logits, -30)
+    alone[:, 1] = 2
+    np.testing.assert_allclose(spread(alone), 0.5, rtol=1e-3)
+    np.testing.assert_allclose(spread(np.ones_like(logits)), 1, rtol=1e-5)
+
+
+def test_mixture_invariance_may_have_more_masks_than_sources():
+    """Four masks, two of which share a target: the right ones have no loss, in any order."""
+    targets = np.zeros((1, 2, K, T), np.float32)
+    targets[:, 0, :4], targets[:, 1, 4:] = 1, 1
+    masks = np.full((1, 4, K, T), -20.0, np.float32)
+    masks[:, 2, :2], masks[:, 0, 2:4], masks[:, 3, 4:] = 20, 20, 20
+    mixture = Mixture(jnp.ones((1, K, T)), jnp.asarray(targets), jnp.ones((1, K, T)))
+    objective = build_objective(ObjectiveConfig(name="mixture_invariant"))
+    assert objective(MaskLogits(jnp.asarray(masks)), mixture, jnp.array(0)).value < 1e-6
+    assert objective(MaskLogits(jnp.asarray(masks[:, :3])), mixture, jnp.array(0)).value > 1

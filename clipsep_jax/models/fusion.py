@@ -19,6 +19,9 @@ from clipsep_jax.structures import MaskLogits
 Query = Float[Array, "B N Q"] | None
 
 
+_small = nnx.initializers.normal(1e-4)
+
+
 class Projection(nnx.Linear):
     """A linear layer with the official initialisation: weights N(0, 0.0001), PyTorch's default bias."""
 
@@ -27,7 +30,7 @@ class Projection(nnx.Linear):
         super().__init__(
             num_in,
             num_out,
-            kernel_init=nnx.initializers.normal(1e-4),
+            kernel_init=_small,
             bias_init=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
             rngs=rngs,
         )
@@ -131,23 +134,39 @@ class Fusion(nnx.Module):
 
 
 class LateFusion(Fusion):
-    """The network runs once; its features are multiplied with every query vector and every noise vector."""
+    """The network runs once; its features are multiplied with every query vector and every noise vector.
+
+    With `negative_query`, queries [B N 2Q] are one for what is wanted and one for what is not (CLAPSep: Ma et al.,
+    2024); zeros, or a size of Q, stand for none.
+    """
 
     def __init__(self, config: ModelConfig, num_features: int, *, rngs: nnx.Rngs):
         super().__init__(config, num_features, config.num_channels, rngs=rngs)
         self.query_head = Projection(config.query_size, config.num_channels, rngs=rngs)
+        self.negative_head = nnx.data(
+            nnx.Linear(config.query_size, config.num_channels, use_bias=False, kernel_init=_small, rngs=rngs)
+            if config.negative_query
+            else None
+        )
         self.noise_heads = nnx.data(NoiseHeads(config, rngs=rngs) if config.num_noise_heads else None)
         self.inner_product = InnerProduct(config)
 
     def __call__(self, network: Any, log_magnitude: Float[Array, "B K T"], query: Query) -> MaskLogits:
         assert query is not None
-        projected = self.query_head(query)
+        projected = self._projected(query)
         vectors = jax.nn.sigmoid(projected)
         if self.noise_heads is not None:
             vectors = jnp.concatenate([vectors, jax.nn.sigmoid(self.noise_heads(projected))], axis=1)
         logits = self.inner_product(vectors, network(log_magnitude[..., None]), *self._last())
         num_queries = projected.shape[1]
         return MaskLogits(logits[:, :num_queries], logits[:, num_queries:] if self.noise_heads is not None else None)
+
+    def _projected(self, query: Float[Array, "B N q"]) -> Float[Array, "B N C"]:
+        size = self.query_head.in_features
+        projected = self.query_head(query[..., :size])
+        if self.negative_head is None or query.shape[-1] == size:
+            return projected
+        return projected + self.negative_head(query[..., size:])
 
 
 class FusionPerQuery(Fusion):

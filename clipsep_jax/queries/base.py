@@ -113,6 +113,11 @@ class Kind:
         query = config.query
         if query.noise < 0:
             raise InputError(f"config.query.noise is {query.noise}; it must be at least 0.")
+        if config.model.negative_query and not self.has_encoder:
+            raise InputError(
+                'config.model.negative_query goes with config.query.kind = "image", "text" or "hybrid", whose queries '
+                "are embeddings."
+            )
         changed = {"noise": query.noise > 0, "centre": query.centre, "combine": query.combine != "mean"}
         for option in filter(changed.get, changed):
             if not self.needs_pictures or query.source != "embeddings":

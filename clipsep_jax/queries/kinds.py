@@ -205,7 +205,7 @@ class NoQuery(Kind):
             )
 
     def fit(self, config: Config, labels: Sequence[str]) -> Config:
-        return config.replace(model={"num_learned_queries": config.data.num_sources})
+        return config.replace(model={"num_learned_queries": config.objective.num_masks or config.data.num_sources})
 
     def query_of(self, config: Config, records: RecordSet, centre: Centre | None = None) -> None:
         return None

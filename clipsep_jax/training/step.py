@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 from clipsep_jax.config import Config
 from clipsep_jax.errors import InputError
 from clipsep_jax.mixing import (
+    add_negatives,
     add_noise,
     apply_gain,
     draw_sounding,
@@ -189,10 +190,12 @@ class Trainer:
 
     def _for_training(self, query: Array, key: Array) -> Array:
         """Queries mixed up and with noise, as the config says."""
-        of_weights, of_noise = jax.random.split(key)
+        of_weights, of_noise, of_negatives = jax.random.split(key, 3)
         if self.config.query.combine == "mix_up":
             query = mix_up(query, of_weights)
-        return add_noise(query, of_noise, self.config.query.noise) if self.config.query.noise else query
+        if self.config.query.noise:
+            query = add_noise(query, of_noise, self.config.query.noise)
+        return add_negatives(query, of_negatives) if self.config.model.negative_query else query
 
     def _gain(self, batch: Batch, key: Array | None) -> tuple[Array, Array | None]:
         """The gain of each source, and whether it sounds; None where all do."""

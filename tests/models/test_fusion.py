@@ -1,6 +1,7 @@
 """Queries folded into the last convolution, against its feature maps multiplied with every query."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from flax import nnx
 
 from clipsep_jax.config import ModelConfig
+from clipsep_jax.models.clipsep import build_model
 from clipsep_jax.models.fusion import InnerProduct, LearnedQueries
 
 SIZES = [(8, 8), (7, 5), (1, 2), (16, 3)]
@@ -67,3 +69,20 @@ def test_learned_queries_equal_a_convolution_of_the_features(height, width):
 
     arrays = [(2, height, width, 6), (6, 3, 3, 5), (5,)]
     assert_same_function(head, plain, [random(*shape, seed=3 + i) for i, shape in enumerate(arrays)])
+
+
+def test_a_negative_query_adds_to_the_positive_one():
+    config = ModelConfig(num_levels=2, width=4, num_channels=5, query_size=6, negative_query=True, init_std=0.3)
+    model = build_model(config, nnx.Rngs(0))
+    model.eval()
+    fusion = model.fusion
+    fusion.negative_head.kernel[...] = jnp.asarray(random(6, 5, seed=1))
+    inputs, query, negative = (jnp.asarray(random(*shape, seed=2)) for shape in ((1, 8, 8), (1, 2, 6), (1, 2, 6)))
+    alone = model(inputs, query).query
+    none = model(inputs, jnp.concatenate([query, jnp.zeros_like(query)], axis=-1)).query
+    np.testing.assert_allclose(none, alone, rtol=1e-5, atol=1e-6)
+    both = model(inputs, jnp.concatenate([query, negative], axis=-1)).query
+    kernel = fusion.query_head.kernel[...]
+    moved = query + jnp.linalg.lstsq(kernel.T, (negative @ fusion.negative_head.kernel[...])[0].T)[0].T[None]
+    np.testing.assert_allclose(both, model(inputs, moved).query, rtol=1e-2, atol=1e-3)
+    assert np.abs(both - alone).max() > 1e-3
