@@ -18,8 +18,9 @@ from tqdm import tqdm
 from benchmarks.machine import machine
 from clipsep_jax.config import SAMPLE_RATE_HZ
 from clipsep_jax.metrics import sdr
+from clipsep_jax.separation.options import Options
 from clipsep_jax.separation.rates import Above
-from clipsep_jax.separation.separator import Options, Separator
+from clipsep_jax.separation.separator import Separator
 from clipsep_jax.sound_files import open_sound
 
 SECONDS = 5

@@ -140,7 +140,7 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> int:
 
 def _job(options: argparse.Namespace, separator: "Separator") -> "Job":
     from clipsep_jax.separation.job import Job
-    from clipsep_jax.separation.separator import Options
+    from clipsep_jax.separation.options import Options
     from clipsep_jax.separation.stem_files import StemFormat
     from clipsep_jax.separation.targets import read_targets
 

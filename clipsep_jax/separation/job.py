@@ -1,24 +1,29 @@
 """Separates files into files."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
 
+from clipsep_jax.config import Config
 from clipsep_jax.data_prep.decode.sound_blocks import SoundBlocks
 from clipsep_jax.data_prep.sources.videos import VIDEO_SUFFIXES
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import staged_folder
+from clipsep_jax.queries.base import Query
 from clipsep_jax.separation.ahead import ahead
 from clipsep_jax.separation.files import Recording, output_paths
+from clipsep_jax.separation.options import CHUNKS_AT_ONCE, DEFAULT_OPTIONS, Options
 from clipsep_jax.separation.overview import Overview
+from clipsep_jax.separation.presence import Presence
 from clipsep_jax.separation.rates import Resampler
 from clipsep_jax.separation.remux import check_pictures, remux, video_suffix
-from clipsep_jax.separation.separator import CHUNKS_AT_ONCE, DEFAULT_OPTIONS, Options, Separator
+from clipsep_jax.separation.separation import Separation
 from clipsep_jax.separation.stem_files import WAV, StemFiles, StemFormat
 from clipsep_jax.separation.targets import Target
 from clipsep_jax.sound_files import open_sound
@@ -29,6 +34,26 @@ LEAST_PEAK = 1e-9  # of a stem that is not silent
 _LEAST_BYTES_A_SECOND = 500  # of files that do not say how long they last
 
 Progress = Callable[[float, float | None], None]  # seconds of sound that are done, and all, if known
+
+
+@runtime_checkable
+class Separates(Protocol):
+    """What a job needs of a `Separator`, whose docstrings say what these do."""
+
+    config: Config
+
+    @property
+    def presence(self) -> Presence | None: ...
+
+    def stream(
+        self,
+        blocks: Iterable[Float32[np.ndarray, "*C L"]],
+        queries: Sequence[Query | Target],
+        *,
+        rate: int | None = None,
+        options: Options = DEFAULT_OPTIONS,
+        chunks_at_once: int = 1,
+    ) -> Iterator[Separation]: ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +82,7 @@ class Job:
     spectrogram: bool = False
     max_seconds: int = 12 * 60 * 60
 
-    def titles(self, separator: Separator) -> list[str]:
+    def titles(self, separator: Separates) -> list[str]:
         """Of the files that a recording gives."""
         model = separator.config.model
         titles = [target.name for target in self.targets]
@@ -65,7 +90,7 @@ class Job:
         titles += [f"noise {n + 1}" for n in range(model.num_noise_heads if self.options.noise else 0)]
         return [*titles, *(["residual"] if self.residual else [])]
 
-    def paths(self, separator: Separator, recording: Recording) -> list[Path]:
+    def paths(self, separator: Separates, recording: Recording) -> list[Path]:
         """The files that a recording gives."""
         is_video = self.remux and recording.path.suffix.lower() in VIDEO_SUFFIXES
         suffix = video_suffix(recording.path) if is_video else self.form.name
@@ -106,7 +131,7 @@ class Separated:
     took_seconds: float
 
 
-def separate_file(separator: Separator, recording: Recording, job: Job, progress: Progress | None = None) -> Separated:
+def separate_file(separator: Separates, recording: Recording, job: Job, progress: Progress | None = None) -> Separated:
     """Separates one recording into files, which appear once all are complete.
 
     Raises:

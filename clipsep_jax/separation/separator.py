@@ -1,10 +1,10 @@
 """Separation of recordings of any length by queries."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from clipsep_jax.queries.prompts import prompt_for
 from clipsep_jax.queries.table import EmbeddingTable
 from clipsep_jax.separation.chunks import ChunkPlan
 from clipsep_jax.separation.masking import Masking
+from clipsep_jax.separation.options import CHUNKS_AT_ONCE, DEFAULT_OPTIONS, Options
 from clipsep_jax.separation.presence import Presence
 from clipsep_jax.separation.rates import RateStream
 from clipsep_jax.separation.separation import Separation, SeparationStream
@@ -38,33 +39,8 @@ if TYPE_CHECKING:
 _Queries = Float[Array, "B N Q"] | Int[Array, "B N"] | None
 
 
-CHUNKS_AT_ONCE = 2  # of a recording that is there as a whole; more take more memory, and hardly less time on CPUs
 BLOCK_SECONDS = 10
 MOST_BARE_WORDS = 3  # of a query that is put into a prompt
-
-
-@dataclass(frozen=True)
-class Options:
-    """How sounds are separated.
-
-    Attributes:
-        masks: "soft"; "binary", where a mask is above a half; or "wiener", where the stems share the mixture's power.
-        above: what a stem gets of the bands that the model does not know, at rates above its own: what there is
-            ("keep"), nothing ("mute"), or as much as it has of the highest band that the model knows ("scale").
-        noise: whether each noise mask gives a stem too.
-        always: whether stems sound too where a calibrated model does not find the sound.
-        overlap, fade: see `ChunkPlan`.
-    """
-
-    masks: Literal["soft", "binary", "wiener"] = "soft"
-    above: Literal["keep", "mute", "scale"] = "scale"
-    noise: bool = False
-    always: bool = False
-    overlap: float = ChunkPlan.overlap
-    fade: Literal["linear", "cosine"] = ChunkPlan.fade
-
-
-DEFAULT_OPTIONS = Options()
 
 
 class Separator:

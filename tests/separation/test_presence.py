@@ -12,8 +12,9 @@ from clipsep_jax.cli.main import main
 from clipsep_jax.errors import InputError
 from clipsep_jax.model_dir import open_model_dir
 from clipsep_jax.separation.masking import Masking, Recipe, share_odds
+from clipsep_jax.separation.options import Options
 from clipsep_jax.separation.presence import PRESENCE_FILE, Fit, Presence
-from clipsep_jax.separation.separator import Options, Separator
+from clipsep_jax.separation.separator import Separator
 from clipsep_jax.separation.targets import Target
 from clipsep_jax.spectrogram import log_warped_magnitude, stft
 from clipsep_jax.tensors import write_tensors

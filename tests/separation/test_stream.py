@@ -9,8 +9,9 @@ import clipsep_jax
 from clipsep_jax.errors import InputError
 from clipsep_jax.separation.chunks import ChunkPlan
 from clipsep_jax.separation.masking import Masking, Recipe, _of_targets
+from clipsep_jax.separation.options import Options
 from clipsep_jax.separation.rates import Queue, Resampler
-from clipsep_jax.separation.separator import Options, Separator
+from clipsep_jax.separation.separator import Separator
 from clipsep_jax.separation.targets import Target
 from clipsep_jax.spectrogram import istft, stft, unwarp
 from tests.separation.inputs import noise, query
