@@ -63,6 +63,7 @@ METHODS = {
         "data.num_sources": 3, "mixing.fewest_sounding": 2, "mixing.most_sounding": 3, "mixing.absent_weight": 0.0,
         "data.distinct_labels": True, "data.gain_min": 0.25, "data.gain_law": "decibels",
     }),
+    "TDF U-Net": Method({"model.network": "tdf_unet"}),
     "FiLM": Method({"model.fusion": "film"}),
     "negative queries": Method({"model.negative_query": True}),
     "mixture invariant, then queries": Method({}, first={

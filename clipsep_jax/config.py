@@ -68,6 +68,7 @@ class MixingConfig:
 class ModelConfig:
     """The mask network."""
 
+    network: Literal["unet", "tdf_unet"] = "unet"  # the second has blocks that connect all frequencies
     num_levels: int = 7  # halvings of the spectrogram; its sides must be multiples of 2**num_levels
     width: int = 64  # channels of the first level; doubled at each level, up to 8 times this
     num_channels: int = 32  # of the features that a query vector is multiplied with
@@ -79,7 +80,8 @@ class ModelConfig:
     init_std: float = 0.001  # of convolutions
     num_labels: int = _from_data()  # that queries name by number, each with a trained embedding
     num_learned_queries: int = _from_data()  # above 0: so many learned queries, and none as input
-    num_example_bins: int = _from_data()  # above 0: queries are spectrograms of examples, with so many bins
+    num_bins: int = _from_data()  # of the spectrogram
+    hears_examples: int = _from_data()  # 1: queries are spectrograms of examples
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ class AudioEncoder(nnx.Module):
     loudness of an example does not matter.
     """
 
-    def __init__(self, config: ModelConfig, num_bins: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         widths = [config.width * min(2**level, 4) for level in range(_NUM_LEVELS)]
         ends = zip([1, *widths], widths, strict=False)
         self.convs = nnx.List([DownConv(a, b, init_std=1 / (4 * a**0.5), rngs=rngs) for a, b in ends])
         self.norms = nnx.List([BatchNorm(width, rngs=rngs) for width in widths])
-        size = widths[-1] * (num_bins >> _NUM_LEVELS)
+        size = widths[-1] * (config.num_bins >> _NUM_LEVELS)
         self.projection = nnx.Linear(size, config.query_size, rngs=rngs)
 
     def __call__(self, log_magnitude: Float[Array, "B K T"]) -> Float[Array, "B Q"]:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from clipsep_jax.config import ModelConfig
 from clipsep_jax.models.audio_encoder import AudioEncoder
 from clipsep_jax.models.fusion import fusion_of
+from clipsep_jax.models.tdf_unet import TdfUNet
 from clipsep_jax.models.unet import UNet
 from clipsep_jax.structures import MaskLogits
 from clipsep_jax.tensors import Rule
@@ -45,9 +46,7 @@ class CLIPSep(nnx.Module):
             else None
         )
 
-        self.audio_encoder = nnx.data(
-            AudioEncoder(config, config.num_example_bins, rngs=rngs) if config.num_example_bins else None
-        )
+        self.audio_encoder = nnx.data(AudioEncoder(config, rngs=rngs) if config.hears_examples else None)
 
     def embed_examples(self, log_magnitude: Float[Array, "B K T"]) -> Float[Array, "B Q"]:
         """The queries of example sounds, from the log of their warped magnitudes."""
@@ -85,7 +84,8 @@ def build_separator_network(
     above 0, into features [B K/2 T/2 num_features], of which the fusion's last convolution makes masks.
     """
     how: dict[str, Any] = {"dtype": dtype, "remat": remat, "rngs": rngs}
-    return UNet(config, num_in=num_in, num_condition=num_condition, num_modulation=num_modulation, **how)
+    network = {"unet": UNet, "tdf_unet": TdfUNet}[config.network]
+    return network(config, num_in=num_in, num_condition=num_condition, num_modulation=num_modulation, **how)
 
 
 def build_model(config: ModelConfig, rngs: nnx.Rngs, *, dtype: Any = None, remat: bool = False) -> CLIPSep:

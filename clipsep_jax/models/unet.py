@@ -72,6 +72,7 @@ class UNet(nnx.Module):
         self.up_norm = nnx.List([BatchNorm(widths[i - 1], rngs=rngs) for i in range(1, last + 1)])
         modulated = [*widths[1:last], *widths[:last]] if num_modulation else []
         self.modulations = nnx.List([Modulation(num_modulation, width, rngs=rngs) for width in modulated])
+        self.refinements: nnx.List = nnx.List([])  # of the encoder's levels, in networks that have some
         self.num_features = decoded[0]
 
     def __call__(
@@ -105,7 +106,8 @@ class UNet(nnx.Module):
             norm = None if number is None else self.down_norm[number]
             film = films[number] if films and number is not None else None
             with jax.named_scope(f"down_{level}"):
-                outputs.append(encode(down, norm, outputs[-1], film) if outputs else _encode_level(down, norm, x, film))
+                y = encode(down, norm, outputs[-1], film) if outputs else _encode_level(down, norm, x, film)
+                outputs.append(self.refinements[level](y) if self.refinements else y)
         return outputs
 
     def _level(self, function: Callable[..., Array]) -> Callable[..., Array]:

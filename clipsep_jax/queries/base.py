@@ -138,7 +138,7 @@ class Kind:
 
     def fit(self, config: Config, labels: Sequence[str]) -> Config:
         """The config with the sizes that the network takes from the kind of query and the labels of the data."""
-        return config
+        return config.replace(model={"num_bins": config.spectrogram.num_warped_bins})
 
     def labels_of(self, records: RecordSet) -> tuple[str, ...]:
         """The labels that a model trained on the records can be asked for by number."""

@@ -127,7 +127,7 @@ class Label(Kind):
     needs_labels: bool = True
 
     def fit(self, config: Config, labels: Sequence[str]) -> Config:
-        return config.replace(model={"num_labels": len(labels)})
+        return super().fit(config, labels).replace(model={"num_labels": len(labels)})
 
     def labels_of(self, records: RecordSet) -> tuple[str, ...]:
         return records.labels
@@ -175,7 +175,7 @@ class Audio(Kind):
     hears_examples: bool = True
 
     def fit(self, config: Config, labels: Sequence[str]) -> Config:
-        return config.replace(model={"num_example_bins": config.spectrogram.num_warped_bins})
+        return super().fit(config, labels).replace(model={"hears_examples": 1})
 
     def query_of(self, config: Config, records: RecordSet, centre: Centre | None = None) -> None:
         return None
@@ -205,7 +205,8 @@ class NoQuery(Kind):
             )
 
     def fit(self, config: Config, labels: Sequence[str]) -> Config:
-        return config.replace(model={"num_learned_queries": config.objective.num_masks or config.data.num_sources})
+        num_masks = config.objective.num_masks or config.data.num_sources
+        return super().fit(config, labels).replace(model={"num_learned_queries": num_masks})
 
     def query_of(self, config: Config, records: RecordSet, centre: Centre | None = None) -> None:
         return None
