@@ -9,19 +9,25 @@ Runs that are finished are not done again. `--full` trains at the official size,
 
 import argparse
 import json
+import statistics
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.real_sounds import pairs_of_seen_labels, prepare
+from benchmarks.__main__ import DOCS, replaced
+from benchmarks.machine import machine
+from benchmarks.real_sounds import averaged, begin_of, pairs_of_seen_labels, prepare
 from clipsep_jax.config import Config
 from clipsep_jax.config_files import read_config
 from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.demo.toy.records import make_toy_records
 from clipsep_jax.evaluation.calibration import calibrate_model, roc_auc, targets_of
+from clipsep_jax.evaluation.compare import compare, read_scored
 from clipsep_jax.evaluation.estimates import Ways
 from clipsep_jax.evaluation.protocols import Protocol, drawn_protocol
 from clipsep_jax.evaluation.scores import Evaluation
@@ -32,6 +38,8 @@ from clipsep_jax.separation.separator import Separator
 from clipsep_jax.training.loop import train
 
 NUM_MIXTURES = 128
+TITLES = {"toy": "The demo's toy set", "esc10": "ESC-10", "photos": "Sounding photos"}
+BASELINE = "baseline"
 BASES = {"toy": "clipsep", "esc10": "clipsep_text", "photos": "clipsep"}
 
 
@@ -53,7 +61,7 @@ class Method:
 PICTURES = ("toy", "photos")
 HEADS = ("learned_queries.*", "query_head.*", "inner_product.*")
 METHODS = {
-    "baseline": Method({}),
+    BASELINE: Method({}),
     "centred queries": Method({"query.centre": True}, PICTURES),
     "noise on queries": Method({"query.noise": 0.5}, PICTURES),
     "mix-up of pictures and text": Method({"query.kind": "hybrid", "query.combine": "mix_up"}, PICTURES),
@@ -69,6 +77,7 @@ METHODS = {
     "mixture invariant, then queries": Method({}, first={
         "query.kind": "none", "objective.name": "mixture_invariant", "objective.num_masks": 4,
     }),
+    "L1 on ratio masks": Method({"mixing.targets": "ratio", "objective.criterion": "l1"}),
     "sounds as queries": Method({"query.kind": "audio", "model.query_size": 64}),
 }  # fmt: skip
 
@@ -124,16 +133,50 @@ def run_one(name: str, method: str, seed: int, records: RecordSet, options: argp
 
 
 def presence_of(separator: Separator, records: RecordSet) -> dict[str, float]:
-    """How well absent targets are told, and how loud their stems are, in dB below the mixture."""
-    calibrate_model(separator.model_dir.folder, records.folder)
-    calibrated = Separator.load(separator.model_dir.folder)
-    targets = targets_of(calibrated, records, "test")
+    """How well absent targets are told, and how loud stems are beside the mixture; empty without queries."""
+    if calibrate_model(separator.model_dir.folder, records.folder) is None:
+        return {}
+    targets = targets_of(Separator.load(separator.model_dir.folder), records, "test")
     return {
         "auc": roc_auc(targets.z, targets.are_there),
         "energy_auc": roc_auc(targets.energy, targets.are_there),
         "absent_db": float(targets.share_db[~targets.are_there].mean()),
         "present_db": float(targets.share_db[targets.are_there].mean()),
     }
+
+
+def report(name: str, facts: dict[str, list[dict[str, Any]]], folders: dict[str, list[Path]]) -> list[str]:
+    """The table of a data set, as lines of Markdown."""
+    found = [one for runs in facts.values() for one in runs]
+    minutes, num = [one["minutes"] for one in found], found[0]["summary"]["mixture"]["num"]
+    ceiling, floor = (found[0]["summary"][way]["sdr_mean"] for way in ("ideal_ratio_mask", "mixture"))
+    lines = [
+        f"**{TITLES[name]}**: {num} mixtures; the mixture {floor:.2f} dB, the ideal ratio mask {ceiling:.2f} dB; "
+        f"{min(minutes):.1f} to {max(minutes):.1f} minutes a run.",
+        "",
+        "| method | text | image | example | absent (dB) | present (dB) | AUC | by energy |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method, runs in facts.items():
+        cells = [_score(folders, method, way, runs) for way in ("text", "image", "audio")]
+        for figure, form in (("absent_db", ".1f"), ("present_db", ".1f"), ("auc", ".3f"), ("energy_auc", ".3f")):
+            values = [one["presence"][figure] for one in runs if one["presence"]]
+            cells.append(format(statistics.mean(values), form) if values else "")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _score(folders: dict[str, list[Path]], method: str, way: str, runs: Sequence[dict[str, Any]]) -> str:
+    """The mean SDR over mixtures and seeds, and what it differs from the baseline's by, with a 95% interval."""
+    if any(way not in one["summary"] for one in runs):
+        return ""
+    own = averaged([read_scored(folder / "scores", way) for folder in folders[method]], method)
+    text = f"{statistics.mean(own.scores.values()):.2f}"
+    if method == BASELINE or way == "audio":
+        return text
+    baseline = averaged([read_scored(folder / "scores", way) for folder in folders[BASELINE]], BASELINE)
+    (difference,) = compare([own, baseline])
+    return f"{text} ({difference.mean:+.2f}: {difference.low:+.2f} to {difference.high:+.2f})"
 
 
 def main() -> None:
@@ -145,21 +188,35 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=tuple(BASES), default=tuple(BASES), help="default: all")
     parser.add_argument("--steps", type=int, default=400, help="of each run (default: 400)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method (default: 3)")
+    parser.add_argument("--write", action="store_true", help="put the result into docs/results.md")
     parser.add_argument("--full", action="store_true", help="the official size")
     options = parser.parse_args()
     options.work = options.work.absolute()
+    lines, start = [_introduction(options)], time.perf_counter()
     for name in options.sets:
-        folder = getattr(options, name, None)
-        records = records_of(name, folder, options.work)
-        for method in options.methods or METHODS:
-            if name not in METHODS[method].sets:
-                continue
+        records = records_of(name, getattr(options, name, None), options.work)
+        methods = [m for m in METHODS if name in METHODS[m].sets and (not options.methods or m in options.methods)]
+        facts: dict[str, list[dict[str, Any]]] = {}
+        for method in dict.fromkeys([BASELINE, *methods]):
             for seed in range(options.seeds):
-                facts = run_one(name, method, seed, records, options)
-                means = {
-                    way: round(line["sdr_mean"], 2) for way, line in facts["summary"].items() if "sdr_mean" in line
-                }
-                tqdm.write(f"{name}, {method}, seed {seed}: {means} {facts['presence']} {facts['minutes']} min")
+                facts.setdefault(method, []).append(run_one(name, method, seed, records, options))
+            tqdm.write(f"{name}, {method}: {(time.perf_counter() - start) / 60:.1f} min", file=sys.stderr)
+        folders = {
+            method: [folder_of(name, method, seed, options.work, options.steps) for seed in range(options.seeds)]
+            for method in facts
+        }
+        lines += report(name, facts, folders)
+    text = "\n".join(lines)
+    if options.write:
+        path = DOCS / "results.md"
+        path.write_text(replaced(path.read_text("utf-8"), text, begin_of("ablations")), "utf-8")
+    print(text)
+
+
+def _introduction(options: argparse.Namespace) -> str:
+    place = machine()
+    size = "the official size" if options.full else f"clips of 1 s, {options.steps} steps of 8 mixtures"
+    return f"{place['cpu']}, {place['cores']} cores; {size}; seeds: {options.seeds}.\n"
 
 
 if __name__ == "__main__":
