@@ -9,6 +9,7 @@ Runs that are finished are not done again. `--full` trains at the official size,
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import time
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from benchmarks.__main__ import DOCS, replaced
@@ -24,23 +26,35 @@ from benchmarks.machine import machine
 from benchmarks.real_sounds import averaged, begin_of, pairs_of_seen_labels, prepare
 from clipsep_jax.config import Config
 from clipsep_jax.config_files import read_config
-from clipsep_jax.data.record_set import RecordSet
+from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, RecordSet
+from clipsep_jax.data_prep.embed_set import embed_record_set
 from clipsep_jax.demo.toy.records import make_toy_records
+from clipsep_jax.encoders.clip import load_clip
 from clipsep_jax.evaluation.calibration import calibrate_model, roc_auc, targets_of
 from clipsep_jax.evaluation.compare import compare, read_scored
 from clipsep_jax.evaluation.estimates import Ways
 from clipsep_jax.evaluation.protocols import Protocol, drawn_protocol
 from clipsep_jax.evaluation.scores import Evaluation
 from clipsep_jax.evaluation.tables import write_scores
+from clipsep_jax.queries.centre import measure_centre
 from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.queries.prompts import DEFAULT_TEMPLATE
+from clipsep_jax.queries.table import EmbeddingTable
 from clipsep_jax.separation.separator import Separator
+from clipsep_jax.tensors import WEIGHTS_FILE, read_tensors, write_tensors
 from clipsep_jax.training.loop import train
 
 NUM_MIXTURES = 128
-TITLES = {"toy": "The demo's toy set", "esc10": "ESC-10", "photos": "Sounding photos"}
+NUM_CLIPS, ENCODER_STEPS = 400, 600  # of the toy set
+GAP = 2.0  # between pictures and texts, in lengths of a text
+TITLES = {
+    "toy": "The demo's toy set",
+    "gap": "The toy set, its pictures shifted away from the texts",
+    "esc10": "ESC-10",
+    "photos": "Sounding photos",
+}
 BASELINE = "baseline"
-BASES = {"toy": "clipsep", "esc10": "clipsep_text", "photos": "clipsep"}
+BASES = {"toy": "clipsep", "gap": "clipsep", "esc10": "clipsep_text", "photos": "clipsep"}
 
 
 @dataclass(frozen=True)
@@ -51,20 +65,24 @@ class Method:
         changes: options of the config.
         sets: the data sets that it can be tried on.
         first: options of a stage before, whose weights the run starts from.
+        tuned: whether it starts from the baseline of the toy set.
     """
 
     changes: dict[str, Any]
     sets: tuple[str, ...] = ("toy", "esc10", "photos")
     first: dict[str, Any] = field(default_factory=dict)
+    tuned: bool = False
 
 
 PICTURES = ("toy", "photos")
+WITH_GAP = ("toy", "gap", "photos")
 HEADS = ("learned_queries.*", "query_head.*", "inner_product.*")
 METHODS = {
-    BASELINE: Method({}),
-    "centred queries": Method({"query.centre": True}, PICTURES),
-    "noise on queries": Method({"query.noise": 0.5}, PICTURES),
-    "mix-up of pictures and text": Method({"query.kind": "hybrid", "query.combine": "mix_up"}, PICTURES),
+    BASELINE: Method({}, tuple(BASES)),
+    "fine-tuning of the toy set's model": Method({}, ("esc10", "photos"), tuned=True),
+    "centred queries": Method({"query.centre": True}, WITH_GAP),
+    "noise on queries": Method({"query.noise": 0.5}, WITH_GAP),
+    "mix-up of pictures and text": Method({"query.kind": "hybrid", "query.combine": "mix_up"}, WITH_GAP),
     "pictures and text compete": Method({"query.kind": "hybrid", "query.combine": "compete"}, PICTURES),
     "absent targets": Method({"data.num_sources": 3, "mixing.most_sounding": 2, "data.distinct_labels": True}),
     "wider mixing": Method({
@@ -92,11 +110,46 @@ def config_of(name: str, changes: dict[str, Any], seed: int, records: Path, *, f
 
 
 def records_of(name: str, folder: Path | None, work: Path) -> RecordSet:
-    if name != "toy":
+    if name in ("esc10", "photos"):
         assert folder is not None
         return prepare(name, folder, work)
-    make_toy_records(work / "toy" / "records", 400, 600)
-    return RecordSet(work / "toy" / "records")
+    toy = work / "toy" / "records"
+    make_toy_records(toy, NUM_CLIPS, ENCODER_STEPS)
+    if name == "toy":
+        return RecordSet(toy)
+    records = work / name / "records"
+    if not records.is_dir():
+        encoder = _shifted_encoder(toy / "encoder", work / name / "encoder", RecordSet(toy))
+        copy = shutil.copytree(toy, work / name / "unfinished", dirs_exist_ok=True)
+        embed_record_set(copy, load_clip(str(encoder)))
+        copy.rename(records)
+    return RecordSet(records)
+
+
+def _shifted_encoder(folder: Path, out: Path, records: RecordSet) -> Path:
+    """A CLIP whose pictures lie GAP lengths of a text away from where they did, all in one direction."""
+    shutil.copytree(folder, out, dirs_exist_ok=True)
+    tensors = read_tensors(out)
+    texts = EmbeddingTable.load(records.folder / LABEL_EMBEDDINGS_NAME).vectors
+    direction = np.random.default_rng(0).normal(size=texts.shape[1])
+    shift = GAP * np.linalg.norm(texts, axis=1).mean() * direction / np.linalg.norm(direction)
+    bias = np.linalg.lstsq(tensors["visual_projection.weight"], shift.astype(np.float32), rcond=None)[0]
+    name = "vision_model.post_layernorm.bias"
+    write_tensors(out / WEIGHTS_FILE, tensors | {name: tensors[name] + bias}, {"format": "pt"})
+    return out
+
+
+def gap_of(records: RecordSet, *, centred: bool) -> float:
+    """The distance between the means of held-out pictures and of their texts, as a share of an embedding's length."""
+    clips = records.split("test", with_frames=False)
+    table = EmbeddingTable.load(records.folder / LABEL_EMBEDDINGS_NAME)
+    pictures = np.stack([np.asarray(clips.clip(n).frame_embeddings[:]).mean(axis=0) for n in range(len(clips))])
+    texts = np.stack([table.lookup(entry.label) for entry in clips.entries])
+    if centred:
+        centre = measure_centre(records, "train", lambda texts: texts)
+        pictures, texts = pictures - centre.image, texts - centre.text
+    length = np.linalg.norm(np.concatenate([pictures, texts]), axis=1).mean()
+    return float(np.linalg.norm(pictures.mean(axis=0) - texts.mean(axis=0)) / length)
 
 
 def protocol_of(name: str, records: RecordSet, work: Path) -> Protocol:
@@ -121,6 +174,9 @@ def run_one(name: str, method: str, seed: int, records: RecordSet, options: argp
         steps //= 2
         first = config_of(name, how.first, seed, records.folder, full=options.full, steps=steps)
         init = {"init": str(train(first, folder / "first")), "init_skip": HEADS}
+    if how.tuned:
+        toy = folder_of("toy", BASELINE, seed, options.work, options.steps)
+        init = {"init": str(toy), "init_skip": HEADS}
     train(config_of(name, how.changes, seed, records.folder, full=options.full, steps=steps), folder, **init)
     minutes = (time.perf_counter() - start) / 60
     separator = Separator.load(folder)
@@ -206,6 +262,12 @@ def main() -> None:
             for method in facts
         }
         lines += report(name, facts, folders)
+        if records.query_size and name in WITH_GAP:
+            before, after = (gap_of(records, centred=centred) for centred in (False, True))
+            lines += [
+                f"Held-out pictures and texts lie {before:.2f} of an embedding's length apart, centred {after:.2f}.",
+                "",
+            ]
     text = "\n".join(lines)
     if options.write:
         path = DOCS / "results.md"

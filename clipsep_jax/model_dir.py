@@ -179,7 +179,8 @@ def describe(model: ModelDir) -> str:
         "objective": config.objective.name,
         "query": f"{config.query.kind}, embeddings of size {config.model.query_size}",
         "encoder": model.encoder_name if model.encoder or (model.folder / ENCODER_FOLDER).is_dir() else "unknown",
-        "network": f"{config.model.num_levels} levels, width {config.model.width}, {millions:.2f} M values",
+        "network": f"{config.model.network}, {config.model.num_levels} levels, width {config.model.width}, "
+        f"{config.model.fusion} fusion, {millions:.2f} M values",
         "noise heads": str(config.model.num_noise_heads),
         "audio": f"{rate} Hz mono, chunks of {config.spectrogram.num_samples / rate:.2f} s, {frames} frames",
         "trained": f"{'unknown' if model.progress.step is None else model.progress.step} steps",
