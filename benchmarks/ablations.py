@@ -42,6 +42,7 @@ from clipsep_jax.queries.prompts import DEFAULT_TEMPLATE
 from clipsep_jax.queries.table import EmbeddingTable
 from clipsep_jax.separation.separator import Separator
 from clipsep_jax.tensors import WEIGHTS_FILE, read_tensors, write_tensors
+from clipsep_jax.training.initial import Init
 from clipsep_jax.training.loop import train
 
 NUM_MIXTURES = 128
@@ -93,7 +94,7 @@ METHODS = {
     "FiLM": Method({"model.fusion": "film"}),
     "negative queries": Method({"model.negative_query": True}),
     "mixture invariant, then queries": Method({}, first={
-        "query.kind": "none", "objective.name": "mixture_invariant", "objective.num_masks": 4,
+        "query.kind": "none", "objective.name": "mixture_invariant", "model.num_masks": 4,
     }),
     "L1 on ratio masks": Method({"mixing.targets": "ratio", "objective.criterion": "l1"}),
     "sounds as queries": Method({"query.kind": "audio", "model.query_size": 64}),
@@ -169,15 +170,15 @@ def run_one(name: str, method: str, seed: int, records: RecordSet, options: argp
     if done.is_file():
         return json.loads(done.read_text())
     start, how = time.perf_counter(), METHODS[method]
-    steps, init = options.steps, {}
+    steps, init = options.steps, None
     if how.first:
         steps //= 2
         first = config_of(name, how.first, seed, records.folder, full=options.full, steps=steps)
-        init = {"init": str(train(first, folder / "first")), "init_skip": HEADS}
+        init = Init(str(train(first, folder / "first")), HEADS)
     if how.tuned:
         toy = folder_of("toy", BASELINE, seed, options.work, options.steps)
-        init = {"init": str(toy), "init_skip": HEADS}
-    train(config_of(name, how.changes, seed, records.folder, full=options.full, steps=steps), folder, **init)
+        init = Init(str(toy), HEADS)
+    train(config_of(name, how.changes, seed, records.folder, full=options.full, steps=steps), folder, init=init)
     minutes = (time.perf_counter() - start) / 60
     separator = Separator.load(folder)
     ways = Ways(prompts=(DEFAULT_TEMPLATE,) if kind_of(separator.config).has_encoder else ())

@@ -73,6 +73,7 @@ class ModelConfig:
     width: int = 64  # channels of the first level; doubled at each level, up to 8 times this
     num_channels: int = 32  # of the features that a query vector is multiplied with
     num_noise_heads: int = 0
+    num_masks: int = 0  # of a model without queries; 0: as many as sources
     negative_query: bool = False  # a second query, for what shall be left out
     query_size: int = 512
     fusion: Literal["late", "middle", "early", "film"] = "late"  # queries join after the U-Net, at its bottleneck, its
@@ -94,7 +95,6 @@ class ObjectiveConfig:
     regularizer_weight: float = 0.1
     regularizer: Literal["sum", "ratio"] = "sum"  # of the noise masks' means, or its ratio to the query masks'
     noise_warmup_steps: int = 0  # during which only the query masks are trained
-    num_masks: int = 0  # of a model without queries; 0: as many as sources
     sparsity_weight: float = 0.0  # of the mixture invariant objective, for few active masks
 
 

@@ -22,8 +22,8 @@ RANGES = {
     "model.width": (1, 2**10),
     "model.num_channels": (1, 2**12),
     "model.num_noise_heads": (0, 256),
+    "model.num_masks": (0, 64),
     "model.query_size": (1, 2**16),
-    "objective.num_masks": (0, 64),
     "objective.noise_warmup_steps": (0, _MOST_STEPS),
     "data.num_sources": (1, 64),
     "data.batch_size": (1, 2**20),
@@ -70,6 +70,11 @@ def check(config: Any) -> None:
         )
     _check_targets(config)
     _check_sounding(config)
+    if config.model.fusion == "film" and config.model.num_levels < 2:
+        raise InputError(
+            'config.model.fusion = "film" modulates blocks with a BatchNorm, which a network of one level has not; '
+            "choose more config.model.num_levels."
+        )
     if config.model.fusion != "late" and (config.model.num_noise_heads or config.model.negative_query):
         raise InputError('Noise heads, negative and learned queries need config.model.fusion = "late".')
     if config.model.negative_query and (config.data.num_sources < 2 or config.query.combine == "compete"):
@@ -110,11 +115,11 @@ def _check_targets(config: Any) -> None:
             f"config.data.num_sources is {num_sources}, not a multiple of "
             f"config.mixing.sources_per_target = {together}; choose a multiple."
         )
-    num_masks = config.objective.num_masks or num_sources
-    if config.objective.num_masks and config.query.kind != "none":
-        raise InputError('config.objective.num_masks needs config.query.kind = "none", a model without queries.')
+    num_masks = config.model.num_masks or num_sources
+    if config.model.num_masks and config.query.kind != "none":
+        raise InputError('config.model.num_masks needs config.query.kind = "none", a model without queries.')
     if num_masks < num_sources // together:
-        raise InputError(f"config.objective.num_masks is {num_masks}; {num_sources // together} targets need as many.")
+        raise InputError(f"config.model.num_masks is {num_masks}; {num_sources // together} targets need as many.")
     if config.objective.sparsity_weight and config.objective.name != "mixture_invariant":
         raise InputError('config.objective.sparsity_weight needs config.objective.name = "mixture_invariant".')
     if config.objective.name == "mixture_invariant":
@@ -122,7 +127,7 @@ def _check_targets(config: Any) -> None:
         if ways > MOST_ASSIGNMENTS:
             raise InputError(
                 f"The mixture invariant objective would try {ways:,} assignments of masks to targets, above "
-                f"{MOST_ASSIGNMENTS:,}; choose fewer config.data.num_sources or config.objective.num_masks, or more "
+                f"{MOST_ASSIGNMENTS:,}; choose fewer config.data.num_sources or config.model.num_masks, or more "
                 "config.mixing.sources_per_target."
             )
     elif together > 1:

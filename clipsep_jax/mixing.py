@@ -71,7 +71,8 @@ def mix_up(queries: Float[Array, "B N V Q"], key: Array) -> Float[Array, "B N Q"
     weight = jax.random.uniform(key, queries.shape[:3], queries.dtype)
     weight = weight / weight.sum(axis=-1, keepdims=True)
     length = jnp.linalg.norm(queries, axis=-1)
-    return jnp.einsum("bnv,bnvq->bnq", weight / length, queries) * length.mean(axis=-1)[..., None]
+    least = jnp.finfo(queries.dtype).tiny  # a centred text of records with one label is zero
+    return jnp.einsum("bnv,bnvq->bnq", weight / jnp.maximum(length, least), queries) * length.mean(axis=-1)[..., None]
 
 
 def add_noise(query: Float[Array, "B N *V Q"], key: Array, share: float) -> Float[Array, "B N *V Q"]:
@@ -92,12 +93,16 @@ def add_negatives(query: Float[Array, "B N Q"], key: Array) -> Float[Array, "B N
 
 
 def mix(sources: Float[Array, "B N L"], spectrogram: SpectrogramConfig, config: MixingConfig) -> Mixture:
-    """Divides every source by N, sums them, and takes magnitudes, targets and weights on the log-frequency grid.
+    """Divides every source by how many sound at most, sums them, and takes magnitudes, targets and weights.
 
     A target is made of `config.sources_per_target` sources together.
     """
     b, n, length = sources.shape
-    together = (sources / n).reshape(b, n // config.sources_per_target, config.sources_per_target, length).sum(axis=2)
+    together = (
+        (sources / (config.most_sounding or n))
+        .reshape(b, n // config.sources_per_target, config.sources_per_target, length)
+        .sum(axis=2)
+    )
     spectra = stft(together, spectrogram)
     magnitude = warp(jnp.abs(spectra.sum(axis=1)) + 1e-10, spectrogram)
     magnitudes = warp(jnp.abs(spectra), spectrogram)

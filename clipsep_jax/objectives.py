@@ -10,6 +10,7 @@ gradient), here value and gradient stay the true ones. This departs from the off
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import permutations, product
+from math import perm
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from clipsep_jax.structures import Loss, MaskLogits, Mixture
 Objective = Callable[[MaskLogits, Mixture, Int[Array, ""]], Loss]
 
 STATIC: dict[str, Any] = {"static": True}  # marks a field that is part of the program
+MOST_ORDERS = 4_096  # that are tried one by one
 MOST_EXACT_SOURCES = 4  # above, the assignment is found by the Hungarian algorithm
 
 
@@ -119,12 +121,15 @@ CRITERIA = {
 
 
 def best_of_queries(logits: Float[Array, "B N V K T"], mixture: Mixture) -> Float[Array, "B N K T"]:
-    """Of several masks for each source the one with the least weighted BCE, by different queries for it.
+    """Of several masks for each source, by different queries for it, the one with the least weighted BCE.
 
     Conditions compete (Tzinis et al., 2022, "Heterogeneous target speech separation"): no gradient goes to the others.
+    Of a source that is not in the mixture the mask with the largest error counts, as none of them shall let it through.
     """
     fixed = jax.lax.stop_gradient(logits)
     error = (mixture.weight[:, None, None] * bce_with_logits(fixed, mixture.targets[:, :, None])).mean(axis=(-2, -1))
+    if mixture.sounds is not None:
+        error = jnp.where(mixture.sounds[:, :, None], error, -error)
     best = error.argmin(axis=2)[:, :, None, None, None]
     return jnp.take_along_axis(logits, best, axis=2)[:, :, 0]
 
@@ -132,10 +137,10 @@ def best_of_queries(logits: Float[Array, "B N V K T"], mixture: Mixture) -> Floa
 def best_assignment(cost: Float[Array, "B P N"], most_exact: int = MOST_EXACT_SOURCES) -> Float[Array, " B"]:
     """Least mean cost over the ways to give each of the N columns a row of its own, P >= N.
 
-    Up to `most_exact` columns by trying all, above by the Hungarian algorithm.
+    By trying all where these are few, with up to `most_exact` columns; else by the Hungarian algorithm.
     """
     num_rows, num_columns = cost.shape[1:]
-    if num_columns <= most_exact:
+    if num_columns <= most_exact and perm(num_rows, num_columns) <= MOST_ORDERS:
         choices = jnp.array(list(permutations(range(num_rows), num_columns)))
         return cost[:, choices, jnp.arange(num_columns)].mean(axis=-1).min(axis=-1)
     rows, columns = jax.vmap(optax.assignment.hungarian_algorithm)(jax.lax.stop_gradient(cost))

@@ -88,15 +88,20 @@ def test_every_whole_number_has_its_limits():
         ({"mixing": {"sources_per_target": 2}, "data": {"num_sources": 3}}, "choose a multiple"),
         ({"objective": {"name": "mixture_invariant"}, "data": {"num_sources": 8}}, "16,777,216 assignments"),
         ({"objective": {"name": "mixture_invariant"}}, 'query.kind = "image" goes with'),
-        ({"objective": {"num_masks": 3}}, 'num_masks needs config.query.kind = "none"'),
+        ({"model": {"num_masks": 3}}, 'num_masks needs config.query.kind = "none"'),
         (
-            {"objective": {"num_masks": 1, "name": "permutation_invariant"}, "query": {"kind": "none"}},
+            {"model": {"num_masks": 1}, "objective": {"name": "permutation_invariant"}, "query": {"kind": "none"}},
             "num_masks is 1; 2 targets need as many",
         ),
         ({"objective": {"sparsity_weight": 0.1}}, 'sparsity_weight needs config.objective.name = "mixture_invariant"'),
         (
-            {"objective": {"num_masks": 13, "name": "mixture_invariant"}, "query": {"kind": "none"}},
+            {"model": {"num_masks": 13}, "objective": {"name": "mixture_invariant"}, "query": {"kind": "none"}},
             "8,192 assignments",
+        ),
+        ({"model": {"fusion": "film", "num_levels": 1}}, "choose more config.model.num_levels"),
+        (
+            {"spectrogram": {"num_warped_bins": 16}, "model": {"num_levels": 3}, "query": {"kind": "audio"}},
+            "at least 32",
         ),
         ({"model": {"negative_query": True}, "query": {"combine": "compete"}}, "takes the other sources' queries"),
         ({"model": {"negative_query": True}, "query": {"kind": "label"}}, "whose queries are embeddings"),

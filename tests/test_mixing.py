@@ -125,6 +125,8 @@ def test_mixed_up_queries_lie_between_their_parts_and_keep_their_length():
             weights = np.linalg.lstsq(units[example, source].T, mixed[example, source], rcond=None)[0]
             assert (weights > 0).all()
             np.testing.assert_allclose(weights.sum(), lengths[example, source].mean(), rtol=1e-4)
+    silent = queries * np.array([1, 0, 1], np.float32)[:, None]  # as a centred text of records with one label
+    assert np.isfinite(mix_up(jnp.asarray(silent), jax.random.key(0))).all()
     same = np.broadcast_to(queries[:, :, :1], queries.shape)
     np.testing.assert_allclose(mix_up(jnp.asarray(same), jax.random.key(0)), queries[:, :, 0], rtol=1e-4, atol=1e-6)
 
@@ -149,3 +151,13 @@ def test_negatives_are_the_other_sources_and_some_are_left_out():
     assert 0.15 < (~has_positive).mean() < 0.35
     assert 0.15 < (~has_negative).mean() < 0.35
     assert (has_positive | has_negative).all()
+
+
+def test_sources_are_divided_by_how_many_sound_at_most():
+    """So that levels are those of mixtures to score, which hold no silent sources."""
+    two = jnp.asarray(sources())
+    three = jnp.concatenate([two, jnp.zeros_like(two[:, :1])], axis=1)
+    plain, with_silent = mix(two, SPECTROGRAM, MixingConfig()), mix(three, SPECTROGRAM, MixingConfig(most_sounding=2))
+    np.testing.assert_allclose(with_silent.magnitude, plain.magnitude, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(with_silent.targets[:, :2], plain.targets)
+    assert not with_silent.targets[:, 2].any()

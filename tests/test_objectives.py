@@ -1,5 +1,6 @@
 """The losses against PyTorch, where PyTorch's clamping does not act; finite everywhere."""
 
+from dataclasses import replace
 from itertools import permutations, product
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 
 from clipsep_jax.config import ObjectiveConfig
 from clipsep_jax.objectives import bce_of_summed_masks, best_assignment, best_of_queries, build_objective
@@ -116,6 +118,14 @@ def test_best_assignment_is_the_least_of_all_either_way(rows, columns):
         np.testing.assert_allclose(value, np.sum(expected), rtol=1e-6)
         gradients.append(gradient)
     np.testing.assert_array_equal(*gradients)
+
+
+def test_many_masks_for_few_sources_are_assigned_without_trying_all_orders():
+    """Of 40 masks there are two million orders for four sources."""
+    cost = np.random.default_rng(0).uniform(size=(3, 40, 4)).astype(np.float32)
+    rows, columns = zip(*map(linear_sum_assignment, cost), strict=True)
+    expected = [c[i, j].mean() for c, i, j in zip(cost, rows, columns, strict=True)]
+    np.testing.assert_allclose(jax.jit(best_assignment)(cost), expected, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -244,6 +254,10 @@ def test_the_best_of_several_queries_counts_and_alone_has_a_gradient():
     np.testing.assert_allclose(value, errors.min(axis=2).mean(), rtol=1e-5)
     best = np.eye(3, dtype=bool)[errors.argmin(axis=2)]
     np.testing.assert_array_equal(np.asarray(gradient).any(axis=(-2, -1)), best)
+    absent = replace(mixture, sounds=jnp.zeros((2, N), bool))  # the loudest of these must be trained
+    masks = best_of_queries(jnp.asarray(every), absent)
+    chosen = np.take_along_axis(every, errors.argmax(axis=2)[:, :, None, None, None], axis=2)[:, :, 0]
+    np.testing.assert_array_equal(masks, chosen)
 
 
 def test_a_penalty_prefers_few_active_masks():

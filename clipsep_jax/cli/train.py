@@ -105,7 +105,10 @@ def how_to_start(options: argparse.Namespace) -> dict[str, Any]:
     """
     if options.init_skip and not options.init:
         raise InputError("--init-skip leaves tensors of a model out; name the model with --init.")
-    return {"init": options.init, "init_skip": options.init_skip, "allow_changes": options.allow_change}
+    from clipsep_jax.training.initial import Init
+
+    init = Init(options.init, tuple(options.init_skip)) if options.init else None
+    return {"init": init, "allow_changes": options.allow_change}
 
 
 def step_trace(options: argparse.Namespace) -> Any:

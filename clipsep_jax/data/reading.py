@@ -137,7 +137,8 @@ class BatchReader:
         """
         first, labels = place - place % self.num_sources, set[str]()
         for one in range(first, place + 1):
-            number = next((n for n in self._candidates(one) if self.split.entries[n].label not in labels), number)
+            others = (n for n in self._candidates(one) if self.split.entries[n].label not in labels)
+            number = next(others, self._shuffled[one])
             labels |= {self.split.entries[number].label} - {""}
         return number
 

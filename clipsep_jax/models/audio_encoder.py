@@ -9,6 +9,7 @@ from clipsep_jax.models.layers import BatchNorm, DownConv
 
 _NUM_LEVELS = 5
 _SLOPE = 0.2
+LEAST_BINS = 2**_NUM_LEVELS
 
 
 class AudioEncoder(nnx.Module):

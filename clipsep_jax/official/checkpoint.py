@@ -291,6 +291,8 @@ def official_tensors(model: ModelDir, modality: Modality | None = None) -> dict[
     tensors = _uncentred_tensors(model)
     centre = model.load_centre()
     if centre is None:
+        if modality:
+            raise InputError(f"{model.folder} subtracts no mean from its queries; leave out --modality.")
         return tensors
     if modality is None:
         raise InputError(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
+from clipsep_jax.data.record import CorruptRecordError
 from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, RecordSet, RecordSplit
 from clipsep_jax.errors import InputError
 from clipsep_jax.queries.prompts import prompt_for
@@ -76,8 +77,12 @@ def measure_centre(
 
 
 def _mean_of_pictures(clips: RecordSplit, number: int) -> np.ndarray | None:
-    embeddings = clips.clip(number).frame_embeddings
-    return None if embeddings is None or not len(embeddings) else np.asarray(embeddings[:]).mean(axis=0)
+    """None where there are none, or the record is damaged."""
+    try:
+        embeddings = clips.clip(number).frame_embeddings
+        return None if embeddings is None or not len(embeddings) else np.asarray(embeddings[:]).mean(axis=0)
+    except CorruptRecordError:
+        return None
 
 
 def _mean(vectors: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from clipsep_jax.data.clips import QueryOf
 from clipsep_jax.data.index import IndexEntry
 from clipsep_jax.data.record_set import LABEL_EMBEDDINGS_NAME, RecordSet
 from clipsep_jax.errors import InputError
+from clipsep_jax.models.audio_encoder import LEAST_BINS
 from clipsep_jax.queries.base import Embedder, Example, Kind, Query
 from clipsep_jax.queries.centre import Centre
 from clipsep_jax.queries.of_records import Less, OfLabel, Several, each_picture, mean_of_pictures
@@ -177,6 +178,14 @@ class Audio(Kind):
     def fit(self, config: Config, labels: Sequence[str]) -> Config:
         return super().fit(config, labels).replace(model={"hears_examples": 1})
 
+    def check(self, config: Config) -> None:
+        super().check(config)
+        if config.spectrogram.num_warped_bins < LEAST_BINS:
+            raise InputError(
+                "The encoder of examples halves the spectrogram to nothing; choose config.spectrogram.num_warped_bins "
+                f"of at least {LEAST_BINS}."
+            )
+
     def query_of(self, config: Config, records: RecordSet, centre: Centre | None = None) -> None:
         return None
 
@@ -205,7 +214,7 @@ class NoQuery(Kind):
             )
 
     def fit(self, config: Config, labels: Sequence[str]) -> Config:
-        num_masks = config.objective.num_masks or config.data.num_sources
+        num_masks = config.model.num_masks or config.data.num_sources
         return super().fit(config, labels).replace(model={"num_learned_queries": num_masks})
 
     def query_of(self, config: Config, records: RecordSet, centre: Centre | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,9 +13,23 @@ from clipsep_jax.errors import InputError
 from clipsep_jax.hub import resolve_model_folder
 from clipsep_jax.model_dir import ModelDir, open_model_dir
 from clipsep_jax.models.clipsep import stored_name
+from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.tensors import fits, listed, read_tensors
 from clipsep_jax.training.setup import Run
 from clipsep_jax.training.step import TrainState
+
+
+@dataclass(frozen=True)
+class Init:
+    """What a run starts from, where it starts.
+
+    Attributes:
+        model: a model directory, a training workdir or a hub id.
+        skipped: patterns, as of file names, of tensors that the run keeps as it draws them.
+    """
+
+    model: str
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,16 +68,13 @@ class InitialWeights:
         return f"Training starts from {len(self.tensors)} tensors of {self.source}{rest}."
 
 
-def read_initial_weights(run: Run, model: str, skipped: Sequence[str] = ()) -> InitialWeights:
-    """The weights of a model directory, a training workdir or a hub id, checked against a run.
-
-    Args:
-        skipped: patterns, as of file names, of tensors that the run keeps as it draws them.
+def read_initial_weights(run: Run, init: Init) -> InitialWeights:
+    """The weights of a model, checked against a run.
 
     Raises:
         InputError: there is no such model, or the networks differ beyond the skipped tensors; what differs is listed.
     """
-    found = open_model_dir(resolve_model_folder(model))
+    found, skipped = open_model_dir(resolve_model_folder(init.model)), init.skipped
     old, shapes = read_tensors(found.folder), run.trainer.shapes
     for pattern in skipped:
         if not any(fits(name, (pattern,)) for name in {*old, *shapes}):
@@ -73,6 +85,16 @@ def read_initial_weights(run: Run, model: str, skipped: Sequence[str] = ()) -> I
     _check_shapes(found, old, wanted)
     _check_meaning(found, run, old)
     return InitialWeights(str(found.folder), old, new)
+
+
+def check_init(run: Run, init: Init | None, workdirs: Sequence[Path]) -> None:
+    """Checks what a run would start from before anything is written, unless it has checkpoints to go on from.
+
+    Raises:
+        InputError: as `read_initial_weights`.
+    """
+    if init is not None and not any((workdir / "checkpoints").is_dir() for workdir in workdirs):
+        read_initial_weights(run, init)
 
 
 def _check_shapes(found: ModelDir, old: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> None:
@@ -99,6 +121,17 @@ def _check_meaning(found: ModelDir, run: Run, old: Mapping[str, np.ndarray]) -> 
         raise InputError(
             f"{found.folder} was trained on other labels than {run.records.folder} has; leave their embeddings out "
             "with --init-skip 'label_embedding*'."
+        )
+    asked = any(name.startswith("query_head") for name in old) and kind_of(found.config).has_encoder
+    if asked and run.encoder and found.encoder and run.encoder.sha256 != found.encoder.sha256:
+        raise InputError(
+            f"{found.folder} was trained with the query encoder {found.encoder.name}, the records are of "
+            f"{run.encoder.name}; prepare them with that one, or leave the head out with --init-skip 'query_head*'."
+        )
+    if asked and run.config.query.centre != found.config.query.centre:
+        raise InputError(
+            f"{found.folder} was trained with config.query.centre = {found.config.query.centre}; set it so here, or "
+            "leave the head out with --init-skip 'query_head*'."
         )
     there, here = found.config.spectrogram, run.config.spectrogram
     if replace(there, num_samples=here.num_samples) != here:

@@ -22,7 +22,7 @@ from clipsep_jax.model_dir import BEST_FOLDER
 from clipsep_jax.terminal import say
 from clipsep_jax.training.devices import put_ahead
 from clipsep_jax.training.flat import Flat
-from clipsep_jax.training.initial import InitialWeights, read_initial_weights
+from clipsep_jax.training.initial import Init, check_init, read_initial_weights
 from clipsep_jax.training.previews import Previews
 from clipsep_jax.training.progress import Curves, Progress
 from clipsep_jax.training.setup import Run
@@ -36,16 +36,14 @@ def train(
     config: Config,
     workdir: Path,
     *,
-    init: str = "",
-    init_skip: Sequence[str] = (),
+    init: Init | None = None,
     allow_changes: Sequence[str] = (),
     trace: StepTrace | None = None,
 ) -> Path:
     """Trains to `config.train.steps`, resuming from the latest whole checkpoint of `workdir` if there is one.
 
     Args:
-        init, init_skip: a model to start from, and its tensors to leave out; see `read_initial_weights`. A run that is
-            resumed goes on from its own.
+        init: the model to start from; a run that is resumed goes on from its own, and needs it no more.
         allow_changes: options that may differ from those of the checkpoint, such as "train.steps".
         trace: records what the steps of a window take.
 
@@ -57,9 +55,9 @@ def train(
         Interrupted: a signal asked to stop; the state is saved.
     """
     run = Run(config)
-    initial = read_initial_weights(run, init, init_skip) if init else None
+    check_init(run, init, [workdir])
     with Workdir(run, workdir) as opened:
-        run_training(run, opened, initial, allow_changes, trace)
+        run_training(run, opened, init, allow_changes, trace)
     return workdir / BEST_FOLDER
 
 
@@ -77,7 +75,7 @@ class Output(Curves, Protocol):
 def run_training(
     run: Run,
     workdir: Output,
-    initial: InitialWeights | None,
+    init: Init | None,
     allow_changes: Sequence[str],
     trace: StepTrace | None,
 ) -> None:
@@ -86,7 +84,8 @@ def run_training(
         state, start = run.trainer.init(), workdir.step_to_go_on_from()
         if start:
             state = workdir.restore(start, state, allow_changes)
-        elif initial is not None:
+        elif init is not None:
+            initial = read_initial_weights(run, init)
             state = initial.put_into(state)
             say(initial.sentence)
         workdir.start(start, state.skipped)

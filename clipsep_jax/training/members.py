@@ -18,7 +18,7 @@ from clipsep_jax.files import read_json, write_json
 from clipsep_jax.objectives import Objective, build_objective
 from clipsep_jax.structures import Batch
 from clipsep_jax.training.devices import broadcast_from_first, make_mesh, state_sharding
-from clipsep_jax.training.initial import read_initial_weights
+from clipsep_jax.training.initial import Init, check_init
 from clipsep_jax.training.loop import run_training
 from clipsep_jax.training.optimizer import Optimizer, build_optimizer
 from clipsep_jax.training.previews import Previews
@@ -353,8 +353,7 @@ def train_together(
     configs: Sequence[Config],
     workdirs: Sequence[Path],
     *,
-    init: str = "",
-    init_skip: Sequence[str] = (),
+    init: Init | None = None,
     allow_changes: Sequence[str] = (),
     trace: StepTrace | None = None,
 ) -> None:
@@ -365,6 +364,6 @@ def train_together(
     if len(configs) > 1 and configs[0].checkpoint.keep_latest < 2:
         raise InputError("config.checkpoint.keep_latest is 1; members need 2, so that they always share a step.")
     run = JointRun(configs)
-    initial = read_initial_weights(run, init, init_skip) if init else None
+    check_init(run, init, workdirs)
     with Members(run, workdirs) as members:
-        run_training(run, members, initial, allow_changes, trace)
+        run_training(run, members, init, allow_changes, trace)

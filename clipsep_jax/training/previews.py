@@ -53,16 +53,16 @@ class Previews:
         params, batch_stats = variables
         logits, _ = trainer.logits(params, batch_stats, mixture, query, training=False)
         masks = jax.nn.sigmoid(logits.query)
-        sources = apply_gain(jnp.asarray(batch.sources), jnp.asarray(batch.gain))
-        sources = sources / sources.shape[1]
+        sources = apply_gain(jnp.asarray(batch.sources), trainer.gain(batch, None)[0]) / self._run.config.most_sounding
         mixed = sources.sum(axis=1)
         estimates = apply_masks(masks, stft(mixed, spectrogram), spectrogram, mixed.shape[-1])
         pictures = {"mixture, dB": 20 * jnp.log10(mixture.magnitude)}
         sounds = {"mixture": mixed}
         pictures |= {f"target {s + 1}": mixture.targets[:, s] for s in range(mixture.targets.shape[1])}
+        sounds |= {f"source_{n + 1}": sources[:, n] for n in range(sources.shape[1])}
         for n in range(masks.shape[1]):
             pictures[f"mask {n + 1}"] = masks[:, n]
-            sounds |= {f"source_{n + 1}": sources[:, n], f"estimate_{n + 1}": estimates[:, n]}
+            sounds[f"estimate_{n + 1}"] = estimates[:, n]
         if logits.noise is not None:
             pictures["noise masks"] = jax.nn.sigmoid(logits.noise).sum(axis=1)
         return pictures, sounds

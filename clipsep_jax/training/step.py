@@ -113,7 +113,7 @@ class Trainer:
         model = nnx.eval_shape(lambda: self.build_model(0))
         self.graphdef = nnx.graphdef(model)
         self.shapes = {stored_name(path): value.shape for path, value in nnx.to_flat_state(nnx.state(model))}
-        self._frozen = tuple(filter(None, config.train.frozen.split(",")))
+        self._frozen = tuple(filter(None, map(str.strip, config.train.frozen.split(","))))
         self._check_frozen()
         whole = None if mesh is None else replicated(mesh)
         out = None if mesh is None else self.sharding(mesh)
@@ -176,7 +176,8 @@ class Trainer:
         if similar_pairs == "drop":
             batch = drop_closest(batch, self.config.data.batch_size, active)
         key = jax.random.fold_in(jax.random.key(self.config.train.seed), step) if training else None
-        gain, sounds = self._gain(batch, key)
+        of_sounding, of_queries = (None, None) if key is None else jax.random.split(key)
+        gain, sounds = self.gain(batch, of_sounding)
         sources = apply_gain(jnp.asarray(batch.sources), gain)
         mixture = mix(sources, self.config.spectrogram, self.config.mixing)
         if sounds is not None:
@@ -186,7 +187,7 @@ class Trainer:
             likeness = likeness_weight(jnp.asarray(batch.query), active)
             mixture = replace(mixture, weight=mixture.weight * likeness[:, None, None])
         query = self._query(batch, encoder)
-        return mixture, query if key is None or query is None else self._for_training(query, key)
+        return mixture, query if of_queries is None or query is None else self._for_training(query, of_queries)
 
     def _for_training(self, query: Array, key: Array) -> Array:
         """Queries mixed up and with noise, as the config says."""
@@ -197,7 +198,7 @@ class Trainer:
             query = add_noise(query, of_noise, self.config.query.noise)
         return add_negatives(query, of_negatives) if self.config.model.negative_query else query
 
-    def _gain(self, batch: Batch, key: Array | None) -> tuple[Array, Array | None]:
+    def gain(self, batch: Batch, key: Array | None) -> tuple[Array, Array | None]:
         """The gain of each source, and whether it sounds; None where all do."""
         gain, fewest = jnp.asarray(batch.gain), self.config.fewest_sounding
         if fewest == gain.shape[1]:

@@ -32,6 +32,7 @@ from clipsep_jax.separation.separator import Separator
 from clipsep_jax.tensors import WEIGHTS_FILE
 from clipsep_jax.terminal import say
 from clipsep_jax.training.devices import first_process_alone
+from clipsep_jax.training.initial import Init
 from clipsep_jax.training.members import train_together
 from clipsep_jax.training.sweep_report import PAGE_NAME, summarise_member, text_table, write_report
 from clipsep_jax.training.timing import StepTrace
@@ -122,8 +123,7 @@ def sweep(
     *,
     split: str = "test",
     num_mixtures: int = 256,
-    init: str = "",
-    init_skip: Sequence[str] = (),
+    init: Init | None = None,
     allow_changes: Sequence[str] = (),
     trace: StepTrace | None = None,
 ) -> Path:
@@ -131,7 +131,7 @@ def sweep(
 
     Args:
         split, num_mixtures: the held-out mixtures to score on; with 0 mixtures there are no scores.
-        init, init_skip, allow_changes, trace: as for `train`.
+        init, allow_changes, trace: as for `train`.
 
     Returns:
         The path of sweep.html.
@@ -154,7 +154,6 @@ def sweep(
             list(members.values()),
             workdirs,
             init=init,
-            init_skip=init_skip,
             allow_changes=allow_changes,
             trace=trace,
         )

@@ -18,7 +18,7 @@ from clipsep_jax.official.checkpoint import export_torch
 from clipsep_jax.queries.base import Example
 from clipsep_jax.separation.targets import read_example
 from clipsep_jax.tensors import read_tensors
-from clipsep_jax.training.initial import read_initial_weights
+from clipsep_jax.training.initial import Init, read_initial_weights
 from clipsep_jax.training.loop import train
 from clipsep_jax.training.setup import Run
 from tests.small import QUERY_SIZE, make_record, make_records, small_config
@@ -70,7 +70,7 @@ def test_the_encoder_learns_with_the_separator(by_examples, clip_records, tmp_pa
     untrained = tmp_path / "untrained"
     train(audio_config(clip_records, steps=1), untrained)
     assert all(not np.array_equal(found[name], read_tensors(untrained / "best")[name]) for name in names)
-    assert read_initial_weights(run, str(by_examples)).put_into(initial).params.keys() == initial.params.keys()
+    assert read_initial_weights(run, Init(str(by_examples))).put_into(initial).params.keys() == initial.params.keys()
 
 
 @pytest.mark.slow
