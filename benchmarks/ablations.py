@@ -177,7 +177,7 @@ def run_one(name: str, method: str, seed: int, records: RecordSet, options: argp
         init = Init(str(train(first, folder / "first")), HEADS)
     if how.tuned:
         toy = folder_of("toy", BASELINE, seed, options.work, options.steps)
-        init = Init(str(toy), HEADS)
+        init = Init(str(toy), ("query_head.*",))  # of another encoder
     train(config_of(name, how.changes, seed, records.folder, full=options.full, steps=steps), folder, init=init)
     minutes = (time.perf_counter() - start) / 60
     separator = Separator.load(folder)
