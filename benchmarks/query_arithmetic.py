@@ -8,7 +8,7 @@ compared with the plain query (or, for sums, with the mean of the embeddings), m
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +58,29 @@ def masks_of(separator: Separator, mixture: np.ndarray, queries: np.ndarray) -> 
     each = masks(queries)
     if queries.shape[1] == 2:
         wanted, other = each[:, 0], each[:, 1]
-        rest = jnp.maximum(0, 1 - wanted - other)
         return {
             "plain": wanted,
             "without by embedding": masks(without_by_embedding(queries[:, :1], queries[:, 1:]))[:, 0],
             "without by mask": wanted * (1 - other),
-            "without by shares": wanted**2 / (wanted**2 + other**2 + rest**2 + 1e-12),
-        }
+            "without by shares": by_shares(wanted, other),
+        } | (by_trained(masks, queries) if separator.config.model.negative_query else {})
     return {
         "sum by embedding": masks(queries[:, :2].mean(axis=1, keepdims=True))[:, 0],
         "sum by mask": jnp.minimum(1, each[:, 0] + each[:, 1]),
         "sum by largest mask": jnp.maximum(each[:, 0], each[:, 1]),
         "sum by 1 - (1 - a)(1 - b)": 1 - (1 - each[:, 0]) * (1 - each[:, 1]),
     }
+
+
+def by_shares(wanted: jax.Array, other: jax.Array) -> jax.Array:
+    rest = jnp.maximum(0, 1 - wanted - other)
+    return wanted**2 / (wanted**2 + other**2 + rest**2 + 1e-12)
+
+
+def by_trained(masks: Callable[[np.ndarray], jax.Array], queries: np.ndarray) -> dict[str, jax.Array]:
+    """By the negative query that the model was trained with, alone and followed by shares."""
+    each = masks(np.concatenate([queries, queries[:, ::-1]], axis=-1))
+    return {"without by trained query": each[:, 0], "without by both": by_shares(each[:, 0], each[:, 1])}
 
 
 def measure(models: Sequence[Path], records: RecordSet, split: str, num_mixtures: int) -> dict[str, Any]:

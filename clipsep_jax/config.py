@@ -81,7 +81,7 @@ class ModelConfig:
     init_std: float = 0.001  # of convolutions
     num_labels: int = _from_data()  # that queries name by number, each with a trained embedding
     num_learned_queries: int = _from_data()  # above 0: so many learned queries, and none as input
-    num_bins: int = _from_data()  # of the spectrogram
+    num_bins: int = _from_data()  # of the spectrogram, where a part of the network has a size by it
     hears_examples: int = _from_data()  # 1: queries are spectrograms of examples
 
 

@@ -70,7 +70,7 @@ def _score_table(report: dict[str, Any]) -> str:
             rows[line.estimate] += [f"{line.mean:.2f} ± {line.error:.2f}", f"{line.median:.2f}", f"{line.gain:+.2f}"]
     table = html_table([*titles, ""], [[*row, _MEANING.get(name, "")] for name, row in rows.items()])
     units = ", ".join(f"{metric.title} in {metric.unit}" for metric in metrics.values())
-    return f"{table}<p>{report['mixture']['num']} mixtures; {units}.</p>{_presence(report['presence'])}"
+    return f"{table}<p>{report['mixture']['num']} mixtures; {units}.</p>{_presence(report.get('presence', {}))}"
 
 
 def _presence(presence: dict[str, float]) -> str:

@@ -138,6 +138,8 @@ class Kind:
 
     def fit(self, config: Config, labels: Sequence[str]) -> Config:
         """The config with the sizes that the network takes from the kind of query and the labels of the data."""
+        if config.model.network == "unet" and not self.hears_examples:
+            return config
         return config.replace(model={"num_bins": config.spectrogram.num_warped_bins})
 
     def labels_of(self, records: RecordSet) -> tuple[str, ...]:

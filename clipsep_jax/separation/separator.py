@@ -29,7 +29,7 @@ from clipsep_jax.separation.presence import Presence
 from clipsep_jax.separation.rates import RateStream
 from clipsep_jax.separation.separation import Separation, SeparationStream
 from clipsep_jax.separation.stream import MaskStream
-from clipsep_jax.separation.targets import Target, gates_of, recipe_for
+from clipsep_jax.separation.targets import Atom, Target, gates_of, recipe_for
 from clipsep_jax.spectrogram import apply_masks, log_warped_magnitude, stft
 from clipsep_jax.structures import AnyArray, MaskLogits
 
@@ -132,6 +132,19 @@ class Separator:
         """
         return kind_of(self.config).embed_all(queries, self._embedder)
 
+    def _embed_atoms(self, atoms: Sequence[Atom]) -> np.ndarray | None:
+        """The embeddings of queries; followed by the means of what is left out, where something is."""
+        embedded = self.embed([atom.query for atom in atoms])
+        if embedded is None or not any(atom.negatives for atom in atoms):
+            return embedded
+        negatives = np.zeros_like(embedded)
+        for row, atom in zip(negatives, atoms, strict=True):
+            if atom.negatives:
+                left_out = self.embed(atom.negatives)
+                assert left_out is not None
+                row[:] = left_out.mean(axis=0)
+        return np.concatenate([embedded, negatives], axis=-1)
+
     def separate_clips(
         self, mixtures: Float[np.ndarray, "B L"], queries: Float[np.ndarray, "B N Q"] | Int[np.ndarray, "B N"] | None
     ) -> Float[Array, "B N L"]:
@@ -191,7 +204,7 @@ class Separator:
         """
         targets = [query if isinstance(query, Target) else Target((query,)) for query in queries]
         recipe, atoms = recipe_for(targets, self.config.model, options.masks, noise=options.noise)
-        embedded, config = self.embed(atoms), self.config.spectrogram
+        embedded, config = self._embed_atoms(atoms), self.config.spectrogram
         ordered = not self.config.model.num_learned_queries
         presence = self.presence if ordered else None
         masking = Masking(self._network, embedded, config, recipe, ordered, presence, silences=not options.always)

@@ -121,22 +121,37 @@ def _span(text: str) -> tuple[float, float]:
         raise InputError(f"{text!r} is no span of seconds; write it as in 3.5-7.") from error
 
 
+@dataclass(frozen=True, eq=False)
+class Atom:
+    """A query for one mask.
+
+    Attributes:
+        query: what is asked for.
+        negatives: what is left out, for a model that was trained with negative queries.
+    """
+
+    query: Query
+    negatives: tuple[Query, ...] = ()
+
+
 def recipe_for(
     targets: Sequence[Target], model: ModelConfig, form: MaskForm, *, noise: bool
-) -> tuple[Recipe, list[Query]]:
+) -> tuple[Recipe, list[Atom]]:
     """How the masks of targets are made of those of queries, and these queries, each once.
 
-    A model of learned queries gives a mask for each of them, and takes no targets.
+    A model of learned queries gives a mask for each of them, and takes no targets. One with negative queries is told
+    what a target leaves out, and of that, what the target is.
 
     Raises:
         InputError: noise masks are asked for that the model has not.
     """
     if noise and not model.num_noise_heads:
         raise InputError("The model has no noise masks; leave out --noise.")
-    atoms: list[Query] = []
+    atoms: list[Atom] = []
     rows: list[tuple[list[int], list[int]]] = []
     for target in targets:
-        rows.append((_numbers(target.sounds, atoms), _numbers(target.without, atoms)))
+        without, sounds = (target.without, target.sounds) if model.negative_query and target.without else ((), ())
+        rows.append((_numbers(target.sounds, without, atoms), _numbers(target.without, sounds, atoms)))
     num_masks = model.num_learned_queries or len(atoms)
     rows += [([number], []) for number in range(model.num_learned_queries if not targets else 0)]
     num_noise = model.num_noise_heads if noise else 0
@@ -148,15 +163,23 @@ def recipe_for(
     return Recipe(plus, minus, form), atoms
 
 
-def _numbers(queries: Sequence[Query], atoms: list[Query]) -> list[int]:
+def _numbers(queries: Sequence[Query], negatives: tuple[Query, ...], atoms: list[Atom]) -> list[int]:
     """The numbers of queries among all, to which new ones are added."""
     found = []
     for query in queries:
-        same = [n for n, atom in enumerate(atoms) if atom is query or (isinstance(query, str) and atom == query)]
+        wanted = (query, *negatives)
+        same = [n for n, atom in enumerate(atoms) if _are_same((atom.query, *atom.negatives), wanted)]
         if not same:
-            atoms.append(query)
+            atoms.append(Atom(query, negatives))
         found.append(same[0] if same else len(atoms) - 1)
     return found
+
+
+def _are_same(some: Sequence[Query], others: Sequence[Query]) -> bool:
+    """Texts that read alike, and other queries that are the same object."""
+    return len(some) == len(others) and all(
+        a is b or (isinstance(a, str) and isinstance(b, str) and a == b) for a, b in zip(some, others, strict=True)
+    )
 
 
 def gates_of(

@@ -11,6 +11,7 @@ from clipsep_jax.cli.main import main
 from clipsep_jax.configs import base
 from clipsep_jax.demo import demo as run
 from clipsep_jax.demo import own_videos
+from clipsep_jax.evaluation import calibration
 from tests.data_prep import made_media as media
 
 
@@ -29,6 +30,8 @@ def small_demo(monkeypatch):
 
     monkeypatch.setattr(base, "_toy", smaller)
     monkeypatch.setattr(run, "NUM_MIXTURES", 6)
+    monkeypatch.setattr(calibration, "NUM_MIXTURES", 8)
+    monkeypatch.setattr(calibration, "NUM_REFERENCES", 4)
     monkeypatch.setattr(own_videos, "ENCODER_STEPS", 5)
 
 

@@ -116,7 +116,7 @@ def test_both_towers_agree_with_transformers(tmp_path, activation, end):
     assert_same_features(encoder.embed_text(TEXTS, batch_size=3), torch_texts(model, tokenizer, TEXTS))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_both_towers_agree_at_the_size_of_vit_b_32(tmp_path):
     config = CLIPConfig(text_config={"vocab_size": 521, "eos_token_id": 2})
     model = torch_folder(tmp_path, config)

@@ -1,6 +1,7 @@
 """Blocks scaled and shifted by the query, against a BatchNorm that has the scale and the shift in its parameters."""
 
 from dataclasses import replace
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jax.test_util import check_grads
 import clipsep_jax
 from clipsep_jax.config import Config, ModelConfig
 from clipsep_jax.errors import InputError
-from clipsep_jax.models.clipsep import CLIPSep, build_model
+from clipsep_jax.models.clipsep import build_model
 from clipsep_jax.official.checkpoint import export_torch
 from clipsep_jax.training.loop import train
 from tests.models.test_clipsep import inputs, randomised
@@ -27,31 +28,33 @@ def in_float64():
         yield
 
 
-def with_film_in_norms(model: CLIPSep, vector: jax.Array) -> CLIPSep:
-    """(1 + g) (s x + b) + h = (1 + g) s x + ((1 + g) b + h)."""
-    plain = nnx.clone(model)
-    norms = [*plain.network.down_norm, *plain.network.up_norm]
-    for norm, film in zip(norms, plain.network.modulations, strict=True):
-        scale, shift = (values[0] for values in film(vector))
-        norm.scale[...], norm.bias[...] = (1 + scale) * norm.scale[...], (1 + scale) * norm.bias[...] + shift
-        for parameter in (film.projection.kernel, film.projection.bias):
-            parameter[...] = jnp.zeros_like(parameter[...])
-    return plain
-
-
 @pytest.mark.slow
 def test_a_query_acts_as_parameters_of_the_norms_would(in_float64):
+    """(1 + g) (s x + b) + h = (1 + g) s x + ((1 + g) b + h)."""
     model = randomised(CONFIG)
     model.eval()
+    graphdef, state = nnx.split(model)
     log_magnitude, query = (jnp.asarray(x) for x in inputs(CONFIG))
-    together = model(log_magnitude, query).query
+
+    @jax.jit
+    def apart(state, log_magnitude, query):
+        plain = nnx.merge(graphdef, state, copy=True)
+        vector = jax.nn.relu(plain.fusion.query_head(query))[None]
+        norms = [*plain.network.down_norm, *plain.network.up_norm]
+        for norm, film in zip(norms, plain.network.modulations, strict=True):
+            scale, shift = (values[0] for values in film(vector))
+            norm.scale[...], norm.bias[...] = (1 + scale) * norm.scale[...], (1 + scale) * norm.bias[...] + shift
+            for parameter in (film.projection.kernel, film.projection.bias):
+                parameter[...] = jnp.zeros_like(parameter[...])
+        return plain(log_magnitude[None], query[None, None]).query[0, 0]
+
+    together = jax.jit(lambda state, x, query: nnx.merge(graphdef, state, copy=True)(x, query).query)(
+        state, log_magnitude, query
+    )
     assert together.shape == (2, 3, 32, 48)
-    for example in range(2):
-        for number in range(3):
-            vector = jax.nn.relu(model.fusion.query_head(query[example, number]))[None]
-            plain = with_film_in_norms(model, vector)
-            alone = plain(log_magnitude[example][None], query[example, number][None, None]).query
-            np.testing.assert_allclose(together[example, number], alone[0, 0], rtol=0, atol=1e-10)
+    for example, number in product(range(2), range(3)):
+        alone = apart(state, log_magnitude[example], query[example, number])
+        np.testing.assert_allclose(together[example, number], alone, rtol=0, atol=1e-10)
     assert np.ptp(together, axis=1).max() > 0.1
 
 
@@ -70,10 +73,11 @@ def test_its_gradients_are_those_of_differences(in_float64):
 
 
 def test_at_first_no_query_changes_anything():
-    model = build_model(CONFIG, nnx.Rngs(0))
+    model = build_model(replace(CONFIG, num_levels=2), nnx.Rngs(0))
     model.eval()
     log_magnitude, query = (jnp.asarray(x, jnp.float32) for x in inputs(CONFIG))
-    logits = model(log_magnitude, query).query
+    graphdef, state = nnx.split(model)
+    logits = jax.jit(lambda state, x, query: nnx.merge(graphdef, state)(x, query).query)(state, log_magnitude, query)
     np.testing.assert_allclose(logits, logits[:, :1].repeat(3, axis=1), rtol=1e-5, atol=1e-6)
 
 
@@ -84,11 +88,13 @@ def test_noise_heads_are_refused():
 
 
 @pytest.mark.slow
-def test_a_model_trains_and_is_refused_by_the_official_layout(clip_records, tmp_path):
+def test_a_model_of_both_trains_and_is_refused_by_the_official_layout(clip_records, tmp_path):
     config = small_config(clip_records)
-    network = replace(config.model, fusion="film", num_levels=3, num_noise_heads=0)
+    network = replace(config.model, fusion="film", network="tdf_unet", num_levels=2, num_noise_heads=0)
     best = train(replace(config, model=network, objective=Config().objective), tmp_path / "run")
-    with pytest.raises(InputError, match=r"parts that no official class has \(unet.modulations.0.projection"):
+    with pytest.raises(
+        InputError, match=r"parts that no official class has \(unet\.modulations\.0\.projection.*unet\.refinements"
+    ):
         export_torch(best, tmp_path / "out.pt")
     stems = clipsep_jax.load(best).separate(np.sin(np.arange(4_000, dtype=np.float32)), ["a photo of hum"]).stems
     assert stems.shape == (1, 4_000)

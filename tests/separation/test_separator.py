@@ -14,11 +14,13 @@ from PIL import Image
 
 import clipsep_jax
 from clipsep_jax.cli.main import main
+from clipsep_jax.config import Config
 from clipsep_jax.encoders.clip import ClipEncoder
 from clipsep_jax.errors import InputError, InputWarning
 from clipsep_jax.model_dir import describe, open_model_dir
 from clipsep_jax.separation import masking
-from clipsep_jax.separation.separator import Separator
+from clipsep_jax.separation.separator import Separator, masked_clips
+from clipsep_jax.separation.targets import Target
 from clipsep_jax.sound_files import write_sound
 from clipsep_jax.spectrogram import istft, log_warped_magnitude, stft, unwarp
 from clipsep_jax.tensors import read_metadata, read_tensors, write_tensors
@@ -212,3 +214,26 @@ def test_an_encoder_of_another_size_is_refused(separator):
     other.config = replace(config, model=replace(config.model, query_size=7))
     with pytest.raises(InputError, match="embeddings of size 6"):
         other.embed(["text"])
+
+
+@pytest.mark.slow
+def test_what_is_left_out_is_told_to_a_model_of_negative_queries(clip_records, tmp_path):
+    """Its masks are those of both queries; then shares in power, as for every model."""
+    config = small_config(clip_records)
+    network = replace(config.model, negative_query=True, num_noise_heads=0)
+    train(replace(config, model=network, objective=Config().objective), tmp_path / "run")
+    separator = clipsep_jax.load(tmp_path / "run")
+    rng = np.random.default_rng(0)
+    waveform = rng.uniform(-0.5, 0.5, separator.config.spectrogram.num_samples).astype(np.float32)
+    guitar, rain = rng.normal(size=(2, QUERY_SIZE)).astype(np.float32)
+    found = separator.separate(waveform, [Target((guitar,), without=(rain,)), guitar]).stems
+    pairs = ((guitar, rain), (rain, guitar), (guitar, 0 * rain))
+    both = np.stack([np.concatenate(pair) for pair in pairs])
+    masks = 1 / (1 + np.exp(-np.asarray(separator.logits_of_clips(waveform[None], both[None]).query)))[0]
+    shares = masks[0] ** 2 / (masks[0] ** 2 + masks[1] ** 2 + np.maximum(0, 1 - masks[0] - masks[1]) ** 2)
+    expected = masked_clips(
+        jnp.asarray(np.stack([shares, masks[2]]))[None], jnp.asarray(waveform)[None], separator.config.spectrogram
+    )
+    np.testing.assert_allclose(found, expected[0], atol=2e-6)
+    apart = separator.logits_of_clips(waveform[None], np.stack([guitar, rain])[None]).query
+    assert np.abs(1 / (1 + np.exp(-np.asarray(apart)))[0, 0] - masks[0]).max() > 1e-6
