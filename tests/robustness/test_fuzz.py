@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_moments_of_changed_files_bring_no_fault():
-    options = ["--seconds=6", "--seed=1", "--workers=1", "--patience=120"]  # other tests keep the cores busy
+    options = ["--seconds=12", "--seed=1", "--workers=1", "--patience=120"]  # other tests keep the cores busy
     command = [sys.executable, "-m", "tests.robustness.fuzz", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
