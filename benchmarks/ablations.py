@@ -251,6 +251,8 @@ def main() -> None:
     options.work = options.work.absolute()
     lines, start = [_introduction(options)], time.perf_counter()
     for name in options.sets:
+        if name in ("esc10", "photos") and getattr(options, name) is None:
+            continue
         records = records_of(name, getattr(options, name, None), options.work)
         methods = [m for m in METHODS if name in METHODS[m].sets and (not options.methods or m in options.methods)]
         facts: dict[str, list[dict[str, Any]]] = {}

@@ -123,7 +123,7 @@ CRITERIA = {
 def best_of_queries(logits: Float[Array, "B N V K T"], mixture: Mixture) -> Float[Array, "B N K T"]:
     """Of several masks for each source, by different queries for it, the one with the least weighted BCE.
 
-    Conditions compete (Tzinis et al., 2022, "Heterogeneous target speech separation"): no gradient goes to the others.
+    Conditions compete (Tzinis et al., 2022, "Optimal condition training"): no gradient goes to the others.
     Of a source that is not in the mixture the mask with the largest error counts, as none of them shall let it through.
     """
     fixed = jax.lax.stop_gradient(logits)

@@ -4,7 +4,7 @@ clipsep train --config=configs/clipsep_audio.py:vggsound --workdir=runs/audio
 clipsep separate street.wav --model runs/audio --example bark.wav --out separated
 
 Each training query is another segment of the clip, which an encoder embeds that is trained together with the separator
-(as in SoundFilter: Gfeller et al., 2020). Figures are in docs/results.md.
+(as in SoundFilter: Gfeller et al., 2020). `python -m benchmarks.ablations` measures it at a small size.
 """
 
 from ml_collections import ConfigDict
