@@ -134,7 +134,7 @@ def test_each_part_about_a_gpu_gives_its_figures(part, figure):
         assert result["device"] == "cpu"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_part_that_fails_or_takes_too_long_loses_nothing_else(tmp_path, capsys):
     path = tmp_path / "gpu.jsonl"
     gpu.run_all((("ceilings 64", 100), ("no such part", 100), ("ceilings 65", 0.1), ("ceilings 66", 100)), 200, path)

@@ -97,6 +97,7 @@ def test_it_prepares_and_trains_in_an_empty_folder(installed, tmp_path):
     assert (told.returncode, "data/vggsound holds no complete records" in told.stderr) == (2, True), told.stderr
 
 
+@pytest.mark.soak
 def test_it_runs_the_demo_in_an_empty_folder(installed, tmp_path):
     assert "The report is in runs/demo/report.html." in run(installed, tmp_path, "-c", SMALLEST_DEMO)
     assert (tmp_path / "runs" / "demo" / "report.html").is_file()

@@ -176,11 +176,11 @@ def assert_readable_or_refused(folder: Path, wholes: list[list[bytes]]) -> None:
 @pytest.mark.parametrize(
     ("first", "encoder", "drop_frames"),
     [
-        pytest.param(None, PlacedEncoder, True, marks=pytest.mark.slow),
+        pytest.param(None, PlacedEncoder, True, marks=pytest.mark.soak),
         pytest.param(None, PlacedEncoder, False, marks=pytest.mark.slow),
         # shards of equal sizes, and a table to remove
         pytest.param(FakeEncoder, PictureEncoder, False, marks=pytest.mark.slow),
-        pytest.param(FakeEncoder, FakeEncoder, True, marks=pytest.mark.slow),
+        pytest.param(FakeEncoder, FakeEncoder, True, marks=pytest.mark.soak),
     ],
 )
 def test_a_run_killed_twice_between_any_operations_is_continued_to_the_same_bytes(

@@ -168,7 +168,7 @@ def run_to_the_end(records: Path, workdir: Path, steps: int, save_every: int = 1
         assert code == 0, output
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_thirty_steps_a_kill_and_thirty_more_equal_sixty(records, tmp_path, whole):
     (process,) = start(records, tmp_path, 60, 1)
     wait_for_step(process, 30)

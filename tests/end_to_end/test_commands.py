@@ -127,7 +127,7 @@ def training(folder) -> Iterator[Callable[..., tuple[subprocess.Popen, set[int]]
     ("number", "to_all", "code"),
     [
         (signal.SIGINT, True, 130),  # as a terminal does
-        (signal.SIGTERM, True, 75),  # as a scheduler does
+        pytest.param(signal.SIGTERM, True, 75, marks=pytest.mark.soak),  # as a scheduler does
         (signal.SIGKILL, False, -signal.SIGKILL),
     ],
 )

@@ -115,7 +115,7 @@ def test_the_command_embeds_each_sentence_once(trained, tmp_path, monkeypatch):
 def test_a_dropped_separator_leaves_nothing_behind(trained):
     """Compiled programs are shared, and hold neither a separator nor its weights."""
     counts = []
-    for _ in range(20):
+    for _ in range(8):
         separator = Separator.load(trained)
         separator.separate(noise(100), [query()])
         separator.mask_logits(np.ones((513, 8), np.float32), query()[None])

@@ -49,7 +49,7 @@ def losses_of(config: Config, num_steps: int) -> np.ndarray:
     return np.array(losses)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_bfloat16_learns_as_float32_does():
     exact, rounded = (losses_of(config_of(precision=precision), 50) for precision in ("float32", "bfloat16"))
     assert not np.array_equal(exact, rounded)

@@ -241,7 +241,7 @@ def test_the_others_go_on_without_a_member_that_diverges(clip_records, tmp_path)
     )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_member_that_was_given_up_stays_so_when_the_run_goes_on(records, tmp_path):
     config, folders = small_config(records), [tmp_path / "a", tmp_path / "b"]
     config = replace(config, optimizer=replace(config.optimizer, warmup_steps=1))

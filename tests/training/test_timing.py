@@ -40,7 +40,7 @@ def test_a_window_that_the_run_does_not_reach_the_end_of_is_recorded_too(records
     assert len(traces_of(tmp_path / "tensorboard")) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_that_goes_on_within_the_window_records_the_rest(records, tmp_path, capsys):
     train(small_config(records, steps=2), tmp_path)
     trace = timing.StepTrace(1, 3, tmp_path / "tensorboard")
