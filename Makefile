@@ -5,13 +5,13 @@ BIN := .venv/bin
 # Every process of a test would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo install test check types quick soak test-tfds test-dask bench bench-gpu traffic clean
+.PHONY: demo install test check types quick soak test-tfds test-dask test-page bench bench-gpu traffic clean
 
 demo: .venv/.runtime
 	$(BIN)/clipsep demo --out runs/demo
 
 test: .venv/.test
-	$(BIN)/pytest -n auto --dist worksteal -m "not soak"
+	$(BIN)/pytest -n auto --dist worksteal -m "not soak and not page"
 
 install: .venv/.test
 
@@ -26,7 +26,7 @@ types: .venv/.test
 	$(BIN)/mypy
 
 quick: .venv/.test
-	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not soak"
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow and not soak and not page"
 
 soak: .venv/.test
 	$(BIN)/python -m tests.robustness.fuzz
@@ -38,6 +38,9 @@ test-tfds: .venv/.test .venv-tfds/.ready
 
 test-dask: .venv/.dask
 	$(BIN)/pytest -m soak tests/data_prep/test_dask.py
+
+test-page: .venv-page/.ready
+	.venv-page/bin/pytest -m page tests/serving
 
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks
@@ -82,6 +85,13 @@ endef
 	.venv-tfds/bin/python -m pip install --quiet tensorflow-cpu "tensorflow-datasets>=4.9.6" soundfile
 	touch $@
 
+# Gradio holds other versions of what the tests use too. The browser is Debian's.
+.venv-page/.ready: pyproject.toml
+	command -v chromium || (apt-get update && apt-get install --yes chromium)
+	$(PYTHON) -m venv .venv-page
+	.venv-page/bin/python -m pip install --quiet --editable ".[serve,test,page]"
+	touch $@
+
 # JAX compiles for a GPU with this, on any machine; where it is installed, JAX would look for a GPU in every process.
 .cuda/.ready: .venv/.test
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .cuda nvidia-cuda-nvcc-cu12 \
@@ -89,4 +99,4 @@ endef
 	touch $@
 
 clean:
-	rm -rf .venv .venv-tfds .cuda build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-tfds .venv-page .cuda build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": ("compare", "Say which of several evaluated systems is better, mixture by mixture."),
     "calibrate": ("calibrate", "Let a model tell whether a sound is there; training does it by itself."),
     "separate": ("separate", "Pull a sound out of a recording by a sentence."),
+    "serve": ("serve", "Open a page and an HTTP door for separation."),
     "import-torch": ("import_torch", "Turn a checkpoint of the official PyTorch code into a model directory."),
     "export-torch": ("export_torch", "Turn a model into a checkpoint of the official PyTorch code."),
     "info": ("info", "Show what a model directory holds."),

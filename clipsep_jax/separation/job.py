@@ -67,6 +67,7 @@ class Job:
         form: of the files.
         rate: of the files, in Hz; None for that of each recording.
         residual: whether what is left is written too.
+        mixture: whether the recording itself is written too, as loud as its stems.
         remux: whether the stems of a video are put under its pictures, and written as videos.
         spectrogram: whether a picture of the mixture, the masks and the results is drawn.
         max_seconds: a longer recording is refused.
@@ -78,6 +79,7 @@ class Job:
     form: StemFormat = WAV
     rate: int | None = None
     residual: bool = False
+    mixture: bool = False
     remux: bool = False
     spectrogram: bool = False
     max_seconds: int = 12 * 60 * 60
@@ -88,7 +90,7 @@ class Job:
         titles = [target.name for target in self.targets]
         titles += [f"source {n + 1}" for n in range(model.num_learned_queries)]
         titles += [f"noise {n + 1}" for n in range(model.num_noise_heads if self.options.noise else 0)]
-        return [*titles, *(["residual"] if self.residual else [])]
+        return [*titles, *(["residual"] if self.residual else []), *(["mixture"] if self.mixture else [])]
 
     def paths(self, separator: Separates, recording: Recording) -> list[Path]:
         """The files that a recording gives."""
@@ -107,7 +109,7 @@ class Separated:
 
     Attributes:
         recording: the file.
-        paths: of the stems, in the order of the targets, then of noise masks and the residual.
+        paths: of the stems, in the order of the targets, then of noise masks, the residual and the mixture.
         seconds: how long the recording lasts.
         rate_hz, num_channels: of the stems.
         gain: of all files, below 1 where they were made quieter together.
@@ -153,8 +155,9 @@ def separate_file(separator: Separates, recording: Recording, job: Job, progress
             for part in separator.stream(
                 blocks, job.targets, rate=rate, options=job.options, chunks_at_once=CHUNKS_AT_ONCE
             ):
-                files.write([*part.stems, *([part.residual] if job.residual else [])])
                 mixture = part.residual + part.stems.sum(axis=0)
+                more = [*([part.residual] if job.residual else []), *([mixture] if job.mixture else [])]
+                files.write([*part.stems, *more])
                 loudest = max(loudest, float(np.abs(mixture).max(initial=0.0)))
                 if overview:
                     overview.add(mixture, part.stems)

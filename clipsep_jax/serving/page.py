@@ -1,0 +1,156 @@
+"""The page: a recording and words go in, sounds to listen to come out."""
+
+import asyncio
+import html
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from clipsep_jax.data_prep.sources.audio import AUDIO_SUFFIXES
+from clipsep_jax.data_prep.sources.videos import VIDEO_SUFFIXES
+from clipsep_jax.errors import InputError
+from clipsep_jax.queries.kinds import kind_of
+from clipsep_jax.serving.http import BUSY
+from clipsep_jax.serving.line import Full
+from clipsep_jax.serving.results import show_result
+from clipsep_jax.serving.service import Asked, Service, Upload, name_of
+
+_HERE = Path(__file__).parent
+_TELL_SECONDS = 0.2
+_PICTURES = [".jpg", ".jpeg", ".png", ".webp"]
+
+
+def add_page(app: Any, service: Service) -> Any:
+    """Puts the page at the root of a FastAPI application."""
+    os.environ["GRADIO_TEMP_DIR"] = str(service.page_uploads)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import gradio
+
+    return gradio.mount_gradio_app(
+        app,
+        _blocks(gradio, service),
+        path="/",
+        footer_links=[],
+        max_file_size=service.limits.upload_bytes,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        run_history=False,
+        theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css_paths=_HERE / "page.css",
+        head=f"<script>{(_HERE / 'player.js').read_text('utf-8')}</script>",
+    )
+
+
+def _blocks(gradio: Any, service: Service) -> Any:
+    kind, limits = kind_of(service.separator.config), service.limits
+    sounds = sorted(AUDIO_SUFFIXES | VIDEO_SUFFIXES)
+    with gradio.Blocks(title="clipsep", analytics_enabled=False) as blocks:
+        gradio.HTML(_INTRODUCTION.format(minutes=limits.recording_minutes, megabytes=limits.upload_megabytes))
+        with gradio.Row():
+            recording = gradio.File(label="A recording or a video", file_types=sounds, height=140)
+            microphone = gradio.Audio(
+                sources="microphone", type="filepath", format="wav", editable=False, label="Or record"
+            )
+        takes_text = not kind.hears_examples and not kind.scores_best_mask
+        queries = gradio.Textbox(
+            label="What to pull out, a line each", placeholder=_placeholder(service), lines=2, visible=takes_text
+        )
+        without = gradio.Textbox(label="What to leave out, a line each", lines=1, visible=takes_text)
+        with gradio.Row():
+            pictures = gradio.File(
+                label="Or pictures of it", file_types=_PICTURES, file_count="multiple", height=120,
+                visible=kind.has_encoder,
+            )  # fmt: skip
+            examples = gradio.File(
+                label="A sound like it", file_types=sounds, file_count="multiple", height=120,
+                visible=kind.hears_examples,
+            )  # fmt: skip
+        button = gradio.Button("Separate", variant="primary", elem_id="separate")
+        result = gradio.HTML(elem_id="result")
+
+        async def separate(
+            recording: str | None, microphone: str | None, queries: str, without: str, pictures: Any, examples: Any
+        ) -> AsyncIterator[str]:
+            given = recording or microphone
+            if not given:
+                yield _alert("Give a recording first: drop a file, or record one.")
+                return
+            lines, left_out = (
+                tuple(line.strip() for line in (text or "").splitlines() if line.strip()) for text in (queries, without)
+            )
+            asked = Asked(
+                _upload(given),
+                lines,
+                left_out,
+                tuple(map(_upload, pictures or ())),
+                tuple(map(_upload, examples or ())),
+            )
+            if takes_text and not (lines or asked.pictures):
+                yield _alert("Say what to pull out, such as: " + _placeholder(service).splitlines()[0])
+                return
+            async for text in _separated(service, asked):
+                yield text
+
+        button.click(
+            separate,
+            [recording, microphone, queries, without, pictures, examples],
+            result,
+            show_progress="hidden",
+            concurrency_limit=None,
+            api_visibility="private",
+        )
+    return blocks.queue(max_size=2 * limits.waiting, default_concurrency_limit=None, api_open=False)
+
+
+async def _separated(service: Service, asked: Asked) -> AsyncIterator[str]:
+    """How far a separation is, then its result or a sentence."""
+    try:
+        ticket = service.submit(asked)
+    except InputError as error:
+        yield _alert(str(error))
+        return
+    except Full:
+        yield _alert(BUSY)
+        return
+    told = ""
+    try:
+        while not ticket.future.done():
+            text = _status(service.line.place(ticket), ticket.share)
+            if text != told:
+                yield text
+                told = text
+            await asyncio.sleep(_TELL_SECONDS)
+    except BaseException:  # the page was closed
+        ticket.leave()
+        raise
+    try:
+        yield await asyncio.to_thread(show_result, service, ticket.future.result())
+    except (InputError, RuntimeError) as error:
+        yield _alert(str(error))
+
+
+def _upload(path: str) -> Upload:
+    return Upload(Path(path), name_of(path))
+
+
+def _placeholder(service: Service) -> str:
+    labels = service.separator.model_dir.labels[:2]
+    return "\n".join(labels or ("accordion", "footsteps + voices"))
+
+
+def _status(place: int, share: float | None) -> str:
+    if place:
+        return f'<p role="status">{place} before yours.</p>'
+    done = f'value="{share:.2f}"' if share is not None else ""
+    return f'<p role="status">Separating … <progress {done} aria-label="separated"></progress></p>'
+
+
+def _alert(sentence: str) -> str:
+    return f'<p role="alert">{html.escape(sentence)}</p>'
+
+
+_INTRODUCTION = """<h1>Pull a sound out of a recording</h1>
+<p>Give a recording of up to {minutes} minutes and {megabytes} MB, and say what to pull out of it.</p>
+"""
