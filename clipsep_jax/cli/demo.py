@@ -1,6 +1,7 @@
 """`clipsep demo`."""
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,3 +26,9 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
 
     report = run_demo(options.out, videos=options.videos, labels=options.labels, clip=options.clip, steps=options.steps)
     say(f"The report is in {report}.")
+    say(f"To try the model on a page of its own (with the extra serve):\n  {_serve(options.out)}")
+
+
+def _serve(out: Path) -> str:
+    model, examples = shlex.quote(str(out / "run")), shlex.quote(str(out / "audio" / "examples.csv"))
+    return f"clipsep serve --model {model} --examples {examples}"

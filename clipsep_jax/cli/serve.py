@@ -23,6 +23,9 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--token-file", type=Path, metavar="FILE", help="the secret that clients must give; needed for other hosts"
     )
+    parser.add_argument(
+        "--examples", type=Path, metavar="CSV", help="recordings that the page offers (file,query), as the demo writes"
+    )
     for option, default, words in (
         ("upload-megabytes", 200, "the largest request"),
         ("upload-seconds", 120, "how long a request may take to come"),
@@ -40,6 +43,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     """Serves until it is stopped."""
     from clipsep_jax.separation.separator import Separator
+    from clipsep_jax.serving.examples import read_examples
     from clipsep_jax.serving.limits import Limits
 
     try:
@@ -55,5 +59,6 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
         keep_minutes=options.keep_minutes,
         keep_gigabytes=options.keep_gigabytes,
     )
+    examples = read_examples(options.examples) if options.examples else ()
     separator = Separator.load(options.model, download=options.download)
-    serve(separator, limits, host=options.host, port=options.port, token=token, tell=say)
+    serve(separator, limits, examples, host=options.host, port=options.port, token=token, tell=say)

@@ -20,7 +20,7 @@ from clipsep_jax.evaluation.calibration import calibrate_if_possible, roc_auc, t
 from clipsep_jax.evaluation.protocols import draw_mixtures, num_sources_of
 from clipsep_jax.evaluation.scores import Evaluation, evaluation_of
 from clipsep_jax.evaluation.tables import table, write_scores
-from clipsep_jax.files import write_json
+from clipsep_jax.files import write_csv, write_json
 from clipsep_jax.metrics import score
 from clipsep_jax.separation.separator import Separator
 from clipsep_jax.sound_files import write_sound
@@ -29,6 +29,7 @@ from clipsep_jax.training.curves import read_metrics
 from clipsep_jax.training.loop import train
 
 NUM_MIXTURES = 128
+EXAMPLES_NAME = "examples.csv"
 NUM_EXAMPLES = 4
 VIDEO_STEPS = 600
 MIN_VIDEO_STEPS = 200  # with fewer, scores say nothing
@@ -157,7 +158,10 @@ def _fall(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def separate_examples(evaluation: Evaluation, folder: Path) -> list[Example]:
-    """Separates the first held-out mixtures of different targets, and writes what goes in and what comes out."""
+    """Separates the first held-out mixtures of different targets, and writes what goes in and what comes out.
+
+    `examples.csv` tells `clipsep serve` what each mixture is asked for.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     first = {mixture.clips[0].label: mixture for mixture in reversed(evaluation.protocol.mixtures)}
     assert evaluation.model is not None
@@ -180,4 +184,6 @@ def separate_examples(evaluation: Evaluation, folder: Path) -> list[Example]:
         values = score(evaluation.ways.metrics, mixtures.sources[0], np.stack(list(heard.values())))
         scores = {metric: dict(zip(heard, map(float, numbers), strict=True)) for metric, numbers in values.items()}
         examples.append(Example(label, other, sounds, files, scores, evaluation.config.spectrogram))
+    rows = [(example.files["mixture"].name, example.label) for example in examples]
+    write_csv(folder / EXAMPLES_NAME, ("file", "query"), rows)
     return examples

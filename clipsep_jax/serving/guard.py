@@ -21,17 +21,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MOST_JSON_BYTES = 10**6
 _PAGE = "/gradio_api/"
 # Of the doors that Gradio opens, those that the page needs; others fetch addresses, run programs or show the log.
-_PAGE_DOORS = (
-    "queue/join",
-    "queue/data",
-    "upload",
-    "upload_progress",
-    "heartbeat/",
-    "startup-events",
-    "cancel",
-    "reset",
-)
-_JSON_DOORS = ("queue/join", "cancel", "reset")
+_JSON_DOORS = {"queue/join", "run/predict", "cancel", "reset"}
+_PAGE_DOORS = _JSON_DOORS | {"queue/data", "upload", "upload_progress", "startup-events"}
+_HEARTBEAT = "heartbeat/"
 _HEADERS = {
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; "
@@ -111,7 +103,8 @@ class Guard:
             _Refused: it is larger by its own word, or goes where no client should.
         """
         rest = path.removeprefix(_PAGE)
-        if path.startswith(_PAGE) and not rest.startswith(_PAGE_DOORS) and not self._is_upload(rest):
+        is_door = rest in _PAGE_DOORS or rest.startswith(_HEARTBEAT) or self._is_upload(rest)
+        if path.startswith(_PAGE) and not is_door:
             raise _Refused(404, "There is nothing here.")
         is_json = path.startswith(_PAGE) and rest in _JSON_DOORS
         if is_json:

@@ -3,7 +3,7 @@
 import asyncio
 import html
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from clipsep_jax.data_prep.sources.audio import AUDIO_SUFFIXES
 from clipsep_jax.data_prep.sources.videos import VIDEO_SUFFIXES
 from clipsep_jax.errors import InputError
 from clipsep_jax.queries.kinds import kind_of
+from clipsep_jax.serving.examples import Example
 from clipsep_jax.serving.http import BUSY
 from clipsep_jax.serving.line import Full
 from clipsep_jax.serving.results import show_result
@@ -21,15 +22,15 @@ _TELL_SECONDS = 0.2
 _PICTURES = [".jpg", ".jpeg", ".png", ".webp"]
 
 
-def add_page(app: Any, service: Service) -> Any:
-    """Puts the page at the root of a FastAPI application."""
+def add_page(app: Any, service: Service, examples: Sequence[Example] = ()) -> Any:
+    """Puts the page at the root of a FastAPI application; it offers examples to those who have no recording."""
     os.environ["GRADIO_TEMP_DIR"] = str(service.page_uploads)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio
 
     return gradio.mount_gradio_app(
         app,
-        _blocks(gradio, service),
+        _blocks(gradio, service, examples),
         path="/",
         footer_links=[],
         max_file_size=service.limits.upload_bytes,
@@ -43,7 +44,7 @@ def add_page(app: Any, service: Service) -> Any:
     )
 
 
-def _blocks(gradio: Any, service: Service) -> Any:
+def _blocks(gradio: Any, service: Service, offered: Sequence[Example]) -> Any:
     kind, limits = kind_of(service.separator.config), service.limits
     sounds = sorted(AUDIO_SUFFIXES | VIDEO_SUFFIXES)
     with gradio.Blocks(title="clipsep", analytics_enabled=False) as blocks:
@@ -68,6 +69,9 @@ def _blocks(gradio: Any, service: Service) -> Any:
                 visible=kind.hears_examples,
             )  # fmt: skip
         button = gradio.Button("Separate", variant="primary", elem_id="separate")
+        if offered:
+            rows = [[str(example.recording), example.query] for example in offered]
+            gradio.Examples(rows, [recording, queries], label="Or try one of these", cache_examples=False)
         result = gradio.HTML(elem_id="result")
 
         async def separate(

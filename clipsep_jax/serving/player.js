@@ -1,50 +1,68 @@
-// Two players, of a sound and of its mixture, that run as one: the switch exchanges what is heard at the same instant.
-const MOST_DRIFT_SECONDS = 0.03;
+// Two players, of a sound and of its mixture, that run as one: the switch exchanges which of them is heard.
+const MOST_DRIFT_SECONDS = 0.3; // beyond which the one that is not heard jumps; below, it goes a little faster or slower
+const MOST_HURRY = 0.1;
 
 class ClipsepPlayer extends HTMLElement {
   connectedCallback() {
     if (this.mixture) return;
-    const sound = this.querySelector("audio");
-    const mixture = new Audio(this.dataset.mixture);
-    mixture.preload = "metadata";
-    mixture.muted = true;
-    this.mixture = mixture;
-    const align = () => {
-      if (Math.abs(mixture.currentTime - sound.currentTime) > MOST_DRIFT_SECONDS) mixture.currentTime = sound.currentTime;
-    };
-    sound.addEventListener("play", () => {
-      document.querySelectorAll("clipsep-player audio").forEach((other) => other !== sound && other.pause());
-      align();
-      mixture.play();
+    this.rate = 1; // as the listener chose it
+    this.sound = this.querySelector("audio");
+    this.mixture = new Audio(this.dataset.mixture);
+    this.mixture.preload = "metadata";
+    this.mixture.muted = true;
+    this.append(this.makeSwitch());
+    this.sound.addEventListener("play", () => {
+      document.querySelectorAll("clipsep-player audio").forEach((other) => other !== this.sound && other.pause());
+      this.mixture.currentTime = this.sound.currentTime;
+      this.mixture.play();
     });
-    sound.addEventListener("pause", () => mixture.pause());
-    sound.addEventListener("seeked", align);
-    sound.addEventListener("timeupdate", () => { if (sound.muted || !mixture.muted) align(); });
-    sound.addEventListener("ratechange", () => { mixture.playbackRate = sound.playbackRate; });
+    this.sound.addEventListener("pause", () => this.mixture.pause());
+    this.sound.addEventListener("seeked", () => {
+      if (Math.abs(this.drift()) > MOST_DRIFT_SECONDS) this.mixture.currentTime = this.sound.currentTime;
+    });
+    this.sound.addEventListener("timeupdate", () => this.follow());
+    const peaks = this.querySelector(".peaks");
+    peaks.addEventListener("click", (event) => {
+      const box = peaks.getBoundingClientRect();
+      if (this.sound.duration) this.sound.currentTime = ((event.clientX - box.left) / box.width) * this.sound.duration;
+    });
+  }
+
+  disconnectedCallback() {
+    this.sound.pause();
+    this.mixture.pause();
+  }
+
+  drift() {
+    return this.mixture.currentTime - this.sound.currentTime;
+  }
+
+  // The one that nobody hears keeps beside the other.
+  follow() {
+    if (this.sound.paused) return;
+    const [heard, other] = this.sound.muted ? [this.mixture, this.sound] : [this.sound, this.mixture];
+    const ahead = other.currentTime - heard.currentTime;
+    if (!this.sound.muted) this.rate = this.sound.playbackRate;
+    heard.playbackRate = this.rate;
+    if (Math.abs(ahead) > MOST_DRIFT_SECONDS) other.currentTime = heard.currentTime;
+    else other.playbackRate = this.rate * (1 - Math.max(-MOST_HURRY, Math.min(MOST_HURRY, 2 * ahead)));
+  }
+
+  makeSwitch() {
     const button = document.createElement("button");
     button.type = "button";
     button.className = "switch";
     button.textContent = "Hear the mixture";
     button.setAttribute("aria-pressed", "false");
     button.addEventListener("click", () => {
-      const wasPressed = button.getAttribute("aria-pressed") === "true";
-      align();
-      mixture.muted = wasPressed;
-      mixture.volume = sound.volume;
-      sound.muted = !wasPressed;
-      button.setAttribute("aria-pressed", String(!wasPressed));
+      const hearsMixture = button.getAttribute("aria-pressed") !== "true";
+      this.mixture.volume = this.sound.volume;
+      this.mixture.playbackRate = this.sound.playbackRate = this.rate;
+      this.mixture.muted = !hearsMixture;
+      this.sound.muted = hearsMixture;
+      button.setAttribute("aria-pressed", String(hearsMixture));
     });
-    this.append(button);
-    const peaks = this.querySelector(".peaks");
-    peaks.addEventListener("click", (event) => {
-      const box = peaks.getBoundingClientRect();
-      if (sound.duration) sound.currentTime = ((event.clientX - box.left) / box.width) * sound.duration;
-    });
-  }
-
-  disconnectedCallback() {
-    this.querySelector("audio").pause();
-    this.mixture.pause();
+    return button;
   }
 }
 

@@ -4,8 +4,9 @@ import secrets
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import uvicorn
 
 from clipsep_jax.errors import InputError
 from clipsep_jax.separation.separator import Separator
+from clipsep_jax.serving.examples import Example
 from clipsep_jax.serving.guard import LOOPBACK, Guard
 from clipsep_jax.serving.http import build_app
 from clipsep_jax.serving.limits import Limits
@@ -42,7 +44,14 @@ def read_token(path: Path) -> str:
 
 
 def serve(
-    separator: Separator, limits: Limits, *, host: str, port: int, token: str | None, tell: Callable[[str], None]
+    separator: Separator,
+    limits: Limits,
+    examples: Sequence[Example] = (),
+    *,
+    host: str,
+    port: int,
+    token: str | None,
+    tell: Callable[[str], None],
 ) -> None:
     """Serves the page and the HTTP door until SIGINT or SIGTERM, and tells where.
 
@@ -51,7 +60,8 @@ def serve(
     """
     from clipsep_jax.serving.page import add_page
 
-    with open_server(separator, limits, host=host, port=port, token=token, add_page=add_page) as opened:
+    with_page = partial(add_page, examples=examples)
+    with open_server(separator, limits, host=host, port=port, token=token, add_page=with_page) as opened:
         server, address, listener = opened
         tell(f"Open {address} in a browser; Ctrl-C ends.")
         signal.signal(signal.SIGTERM, _end)  # which the server sends again, once it has shut down

@@ -74,6 +74,14 @@ def test_pictures_are_queries_under_their_own_names(client, recording):
     assert made["stems"][0]["url"].endswith("/a_bell.wav")
 
 
+def test_a_picture_of_too_many_pixels_is_refused(client, recording):
+    bomb = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xff\xff\0\0\xff\xff\x08\x02\0\0\0\xc4\x37\x1b\xd8"
+    files = [("file", ("a.wav", recording.read_bytes())), ("images", ("bomb.png", bomb))]
+    answer = client.post("/separate", files=files)
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("bomb.png ")
+
+
 def test_it_tells_what_it_is(client):
     assert client.get("/health").json() == {"status": "ok", "waiting": 0}
     (model,) = client.get("/models").json()

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 import soundfile
 
+from clipsep_jax.serving.examples import read_examples
 from clipsep_jax.serving.limits import Limits
 from tests.separation.inputs import noise
 from tests.serving.conftest import running
@@ -29,10 +31,14 @@ LIMITS = Limits(upload_megabytes=2)
 
 
 @pytest.fixture(scope="module")
-def address(trained) -> Iterator[str]:
+def address(trained, tmp_path_factory) -> Iterator[str]:
     from clipsep_jax.serving.page import add_page
 
-    with running(trained, LIMITS, add_page=add_page) as address:
+    folder = tmp_path_factory.mktemp("examples")
+    soundfile.write(folder / "market.wav", noise(16_000, level=0.3), 16_000)
+    (folder / "examples.csv").write_text("file,query\nmarket.wav,bell\n")
+    with_page = partial(add_page, examples=read_examples(folder / "examples.csv"))
+    with running(trained, LIMITS, add_page=with_page) as address:
         yield address
 
 
@@ -114,26 +120,35 @@ def test_a_recording_goes_in_and_sounds_come_out(open_page, recording, tmp_path)
 
 def test_the_switch_exchanges_what_is_heard_at_the_same_instant(open_page, tmp_path):
     long = tmp_path / "long.wav"
-    soundfile.write(long, noise(20 * 16_000, level=0.3), 16_000)
+    soundfile.write(long, noise(60 * 16_000, level=0.3), 16_000)
     page = open_page()
     give(page, long, "buzz")
     separate(page)
     player = page.locator("clipsep-player").first
     player.evaluate("player => player.querySelector('audio').play()")
-    page.wait_for_function("() => document.querySelector('clipsep-player audio').currentTime > 0.5")
-    state = "player => [player.querySelector('audio').muted, player.mixture.muted]"
+    together = "() => Math.abs(document.querySelector('clipsep-player').drift()) < 0.05"
+    playing = "() => document.querySelector('clipsep-player audio').currentTime > 0.5"
+    page.wait_for_function(playing)
+    page.wait_for_function(together)
+    state = "player => [player.sound.muted, player.mixture.muted]"
     assert player.evaluate(state) == [False, True]
     switch = player.get_by_role("button", name="Hear the mixture")
     switch.click()
     assert player.evaluate(state) == [True, False]
     assert switch.get_attribute("aria-pressed") == "true"
-    page.wait_for_timeout(500)
-    drift = "player => Math.abs(player.querySelector('audio').currentTime - player.mixture.currentTime)"
-    assert player.evaluate(drift) < 0.1
+    page.wait_for_function(together)
     switch.press("Enter")
     assert player.evaluate(state) == [False, True]
     player.locator(".peaks").click(position={"x": 1, "y": 5})
     page.wait_for_function("() => document.querySelector('clipsep-player audio').currentTime < 1")
+
+
+def test_an_example_is_tried_by_a_click(open_page):
+    page = open_page()
+    page.get_by_text("market.wav").click()
+    page.wait_for_function("() => document.querySelector('textarea').value == 'bell'")
+    separate(page)
+    assert page.locator(".stem h2").first.inner_text() == "bell"
 
 
 def test_a_microphone_records(open_page):
@@ -225,3 +240,41 @@ def test_nothing_serious_stands_in_the_way_of_people_who_see_or_hear_differently
         if each["impact"] in ("serious", "critical")
     }
     assert not serious
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("queue/join", 400),
+        ("run/predict", 400),
+        ("queue/join/", 404),
+        ("run/predict/", 404),
+        ("call/separate", 404),
+        ("api/predict", 404),
+        ("process_recording", 404),
+        ("vibe-edit", 404),
+        ("%71ueue/join", 400),
+        ("../gradio_api/queue/join", 400),
+    ],
+)
+def test_no_door_of_gradio_takes_an_address_or_a_path(address, path, code):
+    for given in ("http://127.0.0.1:1/x.wav", "/etc/passwd", "../../etc/passwd"):
+        file = {"path": given, "meta": {"_type": "gradio.FileData"}}
+        sent = {"fn_index": 0, "session_hash": "x", "data": [file, None, "buzz", "", None, None]}
+        assert httpx.post(f"{address}/gradio_api/{path}", json=sent).status_code == code
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "proxy=http://127.0.0.1:1/",
+        "file=http://127.0.0.1:1/",
+        "file=/etc/passwd",
+        "file/etc/passwd",
+        "info",
+        "monitoring",
+    ],
+)
+def test_nothing_of_the_machine_can_be_fetched(address, path):
+    assert httpx.get(f"{address}/gradio_api/{path}").status_code == 404
+    assert httpx.get(f"{address}/monitoring").status_code in (403, 404)
