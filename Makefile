@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Every process of a test would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo install test check types quick soak test-tfds test-dask test-page bench bench-gpu traffic clean
+.PHONY: demo install test check types quick soak test-tfds test-dask test-page docs bench bench-gpu traffic clean
 
 demo: .venv/.runtime
 	$(BIN)/clipsep demo --out runs/demo
@@ -41,6 +41,9 @@ test-dask: .venv/.dask
 
 test-page: .venv-page/.ready
 	.venv-page/bin/pytest -m page tests/serving
+
+docs: .venv-docs/.ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --site-dir build/site
 
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks
@@ -92,6 +95,11 @@ endef
 	.venv-page/bin/python -m pip install --quiet --editable ".[serve,test,page]"
 	touch $@
 
+.venv-docs/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
 # JAX compiles for a GPU with this, on any machine; where it is installed, JAX would look for a GPU in every process.
 .cuda/.ready: .venv/.test
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .cuda nvidia-cuda-nvcc-cu12 \
@@ -99,4 +107,4 @@ endef
 	touch $@
 
 clean:
-	rm -rf .venv .venv-tfds .venv-page .cuda build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-tfds .venv-page .venv-docs .cuda build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -25,8 +25,8 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     from clipsep_jax.demo.demo import run_demo
 
     report = run_demo(options.out, videos=options.videos, labels=options.labels, clip=options.clip, steps=options.steps)
+    say(f"To ask the model for sounds on a page, with the extra serve: {_serve(options.out)}")
     say(f"The report is in {report}.")
-    say(f"To try the model on a page of its own (with the extra serve):\n  {_serve(options.out)}")
 
 
 def _serve(out: Path) -> str:

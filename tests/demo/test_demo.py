@@ -14,6 +14,8 @@ from clipsep_jax.demo import own_videos
 from clipsep_jax.evaluation import calibration
 from tests.data_prep import made_media as media
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture
 def small_demo(monkeypatch):
@@ -51,13 +53,30 @@ def check_report(out: Path, *names: str) -> dict:
 
 
 @pytest.mark.slow
-def test_toy_demo_writes_its_report(small_demo, tmp_path, capsys):
-    out = tmp_path / "demo"
+def test_toy_demo_writes_its_report_and_the_notebook_shows_it(small_demo, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = Path("demo")
     assert main(["demo", "--out", str(out), "--steps", "6"]) == 0
     assert capsys.readouterr().out.strip().endswith(f"The report is in {out / 'report.html'}.")
     check_report(out, "text")
     sounds = {name: soundfile.read(out / "audio" / f"0_{name}.wav")[0] for name in ("mixture", "estimate")}
     assert len(sounds["mixture"]) == len(sounds["estimate"]) == 8_191
+    names = run_notebook()  # which finds the demo done
+    assert names["separation"].stems.shape == (1, 8_191)
+    assert any(row.startswith("| text |") for row in names["rows"])
+
+
+def run_notebook() -> dict:
+    """Runs the cells as they are written, but for the installation and the steps; gives their names."""
+    notebook = json.loads((ROOT / "notebooks" / "demo.ipynb").read_text("utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] for cell in cells)
+    install, *others = ["".join(cell["source"]) for cell in cells]
+    assert install == "%pip install --quiet clipsep-jax"
+    names: dict = {}
+    for cell in others:
+        exec(compile(cell.replace("STEPS = None", "STEPS = 6"), "notebook", "exec"), names)
+    return names
 
 
 def make_videos(folder: Path) -> Path:
