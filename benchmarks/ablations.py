@@ -14,7 +14,9 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.__main__ import DOCS, replaced
-from benchmarks.machine import machine
+from benchmarks.machine import machine, num_cores
 from benchmarks.real_sounds import averaged, begin_of, pairs_of_seen_labels, prepare
 from clipsep_jax.cli.compile_cache import keep_compiled_programs
 from clipsep_jax.config import Config
@@ -174,13 +176,29 @@ def folder_of(name: str, method: str, seed: int, work: Path, steps: int) -> Path
     return work / name / f"{method.replace(' ', '-')}-{steps}-{seed}"
 
 
-def run_one(name: str, method: str, seed: int, records: RecordSet, options: argparse.Namespace) -> dict[str, Any]:
+def run_all(
+    name: str, methods: Sequence[str], records: RecordSet, options: argparse.Namespace
+) -> dict[str, list[dict[str, Any]]]:
+    """The facts of each method, several runs at a time: small networks leave cores idle."""
+    runs = [(method, seed) for method in methods for seed in range(options.seeds)]
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        waiting = [pool.submit(run_one, name, *run, records.folder, options) for run in runs]
+        for done in tqdm(as_completed(waiting), name, len(runs), unit="run"):
+            done.result()
+    facts: dict[str, list[dict[str, Any]]] = {}
+    for (method, _), run in zip(runs, waiting, strict=True):
+        facts.setdefault(method, []).append(run.result())
+    return facts
+
+
+def run_one(name: str, method: str, seed: int, records_folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Train and score one run, unless that is done."""
     folder = folder_of(name, method, seed, options.work, options.steps)
     done = folder / "done.json"
     if done.is_file():
         return json.loads(done.read_text())
-    start, how = time.perf_counter(), METHODS[method]
+    keep_compiled_programs()
+    records, start, how = RecordSet(records_folder), time.perf_counter(), METHODS[method]
     steps, init = options.steps, None
     if how.first:
         steps //= 2
@@ -258,22 +276,19 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=tuple(BASES), default=tuple(BASES), help="default: all")
     parser.add_argument("--steps", type=int, default=400, help="of each run (default: 400)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method (default: 3)")
+    parser.add_argument("--jobs", type=int, default=num_cores(), help="runs at a time (default: one a core)")
     parser.add_argument("--write", action="store_true", help="put the result into docs/results.md")
     parser.add_argument("--full", action="store_true", help="the official size")
     options = parser.parse_args()
     options.work = options.work.absolute()
-    keep_compiled_programs()
     lines, start = [_introduction(options)], time.perf_counter()
     for name in options.sets:
         if name in ("esc10", "photos") and getattr(options, name) is None:
             continue
         records = records_of(name, getattr(options, name, None), options.work)
         methods = [m for m in METHODS if name in METHODS[m].sets and (not options.methods or m in options.methods)]
-        facts: dict[str, list[dict[str, Any]]] = {}
-        for method in dict.fromkeys([BASELINE, *methods]):
-            for seed in range(options.seeds):
-                facts.setdefault(method, []).append(run_one(name, method, seed, records, options))
-            tqdm.write(f"{name}, {method}: {(time.perf_counter() - start) / 60:.1f} min", file=sys.stderr)
+        facts = run_all(name, list(dict.fromkeys([BASELINE, *methods])), records, options)
+        tqdm.write(f"{name}: {(time.perf_counter() - start) / 60:.1f} min", file=sys.stderr)
         folders = {
             method: [folder_of(name, method, seed, options.work, options.steps) for seed in range(options.seeds)]
             for method in facts
@@ -295,7 +310,7 @@ def main() -> None:
 def _introduction(options: argparse.Namespace) -> str:
     place = machine()
     size = "the official size" if options.full else f"clips of 1 s, {options.steps} steps of 8 mixtures"
-    return f"{place['cpu']}, {place['cores']} cores; {size}; seeds: {options.seeds}.\n"
+    return f"{place['cpu']}, {place['cores']} cores; {size}; seeds: {options.seeds}; {options.jobs} runs at a time.\n"
 
 
 if __name__ == "__main__":

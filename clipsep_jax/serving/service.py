@@ -224,8 +224,8 @@ def remove(path: Path) -> None:
 def _age_and_size(path: Path) -> tuple[float, int, Path]:
     """When something last changed, and its bytes; files that go meanwhile count nothing."""
     changed, size = 0.0, 0
-    for each in (path, *path.rglob("*")):
-        with suppress(FileNotFoundError):
+    with suppress(OSError):
+        for each in (path, *path.rglob("*")):
             status = each.stat()
             changed, size = max(changed, status.st_mtime), size + status.st_size
     return changed, size, path

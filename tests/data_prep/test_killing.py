@@ -16,7 +16,7 @@ def prepare(out) -> None:
     write_records(make_inputs(6), read_fake, out, run=run, block_size=2, max_rejected=0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_killed_twice_between_any_operations_is_continued_to_the_same_bytes(tmp_path, monkeypatch):
     prepare(tmp_path / "whole")
     expected = files_of(tmp_path / "whole")

@@ -165,7 +165,7 @@ def test_all_members_are(tmp_path):
     assert_held("all_members_spread", tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_members_are_restored_on_fewer_devices_bit_for_bit(restored):
     assert_held("members_restored_on_fewer", restored)
 

@@ -67,6 +67,7 @@ def test_trained_model_separates_a_file(folder):
     assert all(len(soundfile.read(path)[0]) == 40_000 for path in (folder / "out").iterdir())
 
 
+@pytest.mark.soak
 def test_evaluate_scores_the_run(folder):
     arguments = ["--records", "runs/toy_smoke_records", "--num-mixtures", "3"]
     result = run(folder, "evaluate", "--model", "runs/smoke", *arguments)
@@ -126,7 +127,7 @@ def training(folder) -> Iterator[Callable[..., tuple[subprocess.Popen, set[int]]
 @pytest.mark.parametrize(
     ("number", "to_all", "code"),
     [
-        (signal.SIGINT, True, 130),  # as a terminal does
+        pytest.param(signal.SIGINT, True, 130, marks=pytest.mark.soak),  # as a terminal does
         pytest.param(signal.SIGTERM, True, 75, marks=pytest.mark.soak),  # as a scheduler does
         (signal.SIGKILL, False, -signal.SIGKILL),
     ],
@@ -142,6 +143,7 @@ def test_no_process_that_reads_outlives_training(training, number, to_all, code)
     assert set(os.listdir("/dev/shm")) == shared
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_a_read_that_hangs_ends_training_without_orphans(training):
     """A stopped worker, as on a disk that does not answer."""

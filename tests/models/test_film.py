@@ -87,7 +87,7 @@ def test_noise_heads_are_refused():
         Config.from_config_dict(values)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_model_of_both_trains_and_is_refused_by_the_official_layout(clip_records, tmp_path):
     config = small_config(clip_records)
     network = replace(config.model, fusion="film", network="tdf_unet", num_levels=2, num_noise_heads=0)

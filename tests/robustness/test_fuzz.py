@@ -16,7 +16,7 @@ from tests.robustness.mutations import mutate_bytes
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_moments_of_changed_files_bring_no_fault():
     options = ["--seconds=12", "--seed=1", "--workers=1", "--patience=120"]  # other tests keep the cores busy
     command = [sys.executable, "-m", "tests.robustness.fuzz", *options]

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 import soundfile
+from PIL import Image
 
 from clipsep_jax.serving.examples import read_examples
 from clipsep_jax.serving.limits import Limits
@@ -26,7 +27,7 @@ _OPTIONS = (
     "--disable-component-update --disable-sync --autoplay-policy=no-user-gesture-required "
     "--use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
 )
-PHONE = {"width": 375, "height": 740}
+SCREEN, PHONE = {"width": 1_000, "height": 800}, {"width": 375, "height": 740}
 LIMITS = Limits(upload_megabytes=2)
 
 
@@ -38,7 +39,7 @@ def address(trained, tmp_path_factory) -> Iterator[str]:
     soundfile.write(folder / "market.wav", noise(16_000, level=0.3), 16_000)
     (folder / "examples.csv").write_text("file,query\nmarket.wav,bell\n")
     with_page = partial(add_page, examples=read_examples(folder / "examples.csv"))
-    with running(trained, LIMITS, add_page=with_page) as address:
+    with running(Path(os.environ.get("PAGE_MODEL", trained)), LIMITS, add_page=with_page) as address:
         yield address
 
 
@@ -215,6 +216,34 @@ def test_a_phone_shows_all_of_it(open_page, recording):
     assert page.evaluate("() => document.documentElement.scrollWidth") <= PHONE["width"]
 
 
+def test_a_browser_asks_for_the_token_once(browser, trained, recording):
+    from clipsep_jax.serving.page import add_page
+
+    token = "a-token-that-nobody-guesses"
+    with running(trained, LIMITS, add_page=add_page, token=token) as address:
+        context = browser.new_context(http_credentials={"username": "anyone", "password": token})
+        page = context.new_page()
+        page.goto(address)
+        page.wait_for_selector("#separate")
+        give(page, recording, "buzz")
+        separate(page)
+        context.close()
+        assert httpx.get(address).status_code == 401
+
+
+@pytest.mark.parametrize(("name", "viewport"), [("page", SCREEN), ("page_on_a_phone", PHONE)])
+def test_what_the_manual_shows(open_page, recording, tmp_path, name, viewport):
+    """For the manual: PAGE_MODEL=runs/demo/run PAGE_SOUND=runs/demo/audio/2_mixture.wav PAGE_PICTURES=docs/pictures."""
+    page = open_page(viewport=viewport)
+    give(page, Path(os.environ.get("PAGE_SOUND", recording)), "dog\nclock")
+    separate(page)
+    picture = Path(os.environ.get("PAGE_PICTURES", tmp_path)) / f"{name}.png"
+    page.screenshot(path=picture, full_page=True)
+    with Image.open(picture) as shown:
+        assert shown.width == viewport["width"]
+        assert shown.height > viewport["height"]
+
+
 def test_it_works_by_the_keyboard_alone(open_page, recording):
     page = open_page()
     give(page, recording, "buzz")
@@ -226,7 +255,7 @@ def test_it_works_by_the_keyboard_alone(open_page, recording):
     page.wait_for_selector("clipsep-player")
 
 
-@pytest.mark.parametrize("viewport", [{"width": 1100, "height": 900}, PHONE], ids=["screen", "phone"])
+@pytest.mark.parametrize("viewport", [SCREEN, PHONE], ids=["screen", "phone"])
 def test_nothing_serious_stands_in_the_way_of_people_who_see_or_hear_differently(open_page, recording, viewport):
     from axe_playwright_python.sync_playwright import Axe
 

@@ -397,7 +397,7 @@ def test_figures_have_a_line_for_each_combination_of_the_other_options(tmp_path)
     assert "0.00 ± 0.10" in page.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_command_sweeps_and_says_where_the_report_is(records, tmp_path, capsys):
     arguments = [
         "sweep-gamma", "--config=configs/toy_smoke.py", f"--workdir={tmp_path / 'sweep'}", "--num-mixtures=0",
