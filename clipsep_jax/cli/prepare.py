@@ -250,6 +250,7 @@ def _table(options: argparse.Namespace, _: Sequence[str]) -> None:
     from clipsep_jax.queries.table import read_table
 
     table = read_table(options.labels, options.vectors)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     table.save(options.out)
     say(f"{options.out} holds {len(table.labels)} embeddings of size {table.vectors.shape[1]}.")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipsep_jax.config import Config
-from clipsep_jax.configs import clipsep_nit
+from clipsep_jax.configs import clipsep_nit, clipsep_plus
 from clipsep_jax.data.record_set import RecordSet
 from clipsep_jax.demo.own_videos import prepare_own_videos
 from clipsep_jax.demo.page import Example, write_report
@@ -31,6 +31,8 @@ from clipsep_jax.training.loop import train
 NUM_MIXTURES = 128
 EXAMPLES_NAME = "examples.csv"
 NUM_EXAMPLES = 4
+_NIT, _PLUS = "CLIPSep-NIT", "CLIPSep with what helps beyond the paper"
+_PICTURES, _PICTURES_AND_NAMES = "sounds and their pictures alone", "sounds, their pictures and their names"
 VIDEO_STEPS = 600
 MIN_VIDEO_STEPS = 200  # with fewer, scores say nothing
 
@@ -80,7 +82,8 @@ def run_demo(
     with watch.stage("data", "Making records and their query encoder"):
         records, config = _own(out, steps, videos, labels, clip) if videos else _toy(out, steps, labels, clip)
     draw_mixtures(records.split("test").entries, NUM_MIXTURES, num_sources_of(config), seed=0)  # fails before training
-    with watch.stage("train", "Training CLIPSep-NIT on sounds and pictures; text is not used"):
+    system, trained_on = (_NIT, _PICTURES) if videos else (_PLUS, _PICTURES_AND_NAMES)
+    with watch.stage("train", f"Training {system} on {trained_on}"):
         train(config, out / "run")
     with watch.stage("evaluate", "Scoring on held-out mixtures"):
         calibrate_if_possible(out / "run", records.folder)
@@ -92,7 +95,7 @@ def run_demo(
     presence = _presence(Separator.load(out / "run"), records)
     report = summary | {"presence": presence, "loss": _fall(read_metrics(out / "run")), "seconds": watch.report()}
     write_json(out / "report.json", report)
-    path = write_report(out, report, examples)
+    path = write_report(out, report, examples, trained_on)
     _print(summary, report)
     return path
 
@@ -128,7 +131,7 @@ def _print(summary: dict[str, Any], report: dict[str, Any]) -> None:
 def _toy(out: Path, steps: int | None, labels: Path | None, clip: str | None) -> tuple[RecordSet, Config]:
     if labels or clip:
         raise InputError("--labels and --clip describe your own videos; give them with --videos.")
-    config = clipsep_nit.get_config("toy")
+    config = clipsep_plus.get_config("toy")
     config.data.records = str(out / "records")
     config.train.steps = steps or config.train.steps
     make_toy_records(out / "records", config.toy.num_clips, config.toy.encoder_steps)

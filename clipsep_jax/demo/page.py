@@ -29,12 +29,13 @@ class Example:
     spectrogram: SpectrogramConfig
 
 
-def write_report(out: Path, report: dict[str, Any], examples: Sequence[Example]) -> Path:
+def write_report(out: Path, report: dict[str, Any], examples: Sequence[Example], trained_on: str) -> Path:
     """Writes figures/ and report.html below `out`, for a run in `out`/run; returns the page's path."""
     figures = out / "figures"
     figures.mkdir(exist_ok=True)
     curves = save_figure(_curves(read_metrics(out / "run")), figures / "curves.png")
-    parts = [_INTRODUCTION, _score_table(report), "<h2>Training</h2>", html_image(curves, out), "<h2>Examples</h2>"]
+    introduction = _INTRODUCTION.format(trained_on=trained_on)
+    parts = [introduction, _score_table(report), "<h2>Training</h2>", html_image(curves, out), "<h2>Examples</h2>"]
     for number, example in enumerate(examples):
         picture = save_figure(draw_sounds(example.sounds, example.spectrogram), figures / f"example_{number}.png")
         parts += [_example_title(example), html_image(picture, out), _players(example, out)]
@@ -44,7 +45,7 @@ def write_report(out: Path, report: dict[str, Any], examples: Sequence[Example])
 
 
 _INTRODUCTION = """<h1>Pulling sounds out of mixtures by a sentence</h1>
-<p>The separator was trained on sounds and pictures alone. The queries are sentences such as
+<p>The separator was trained on {trained_on}. The queries are sentences such as
 &ldquo;a photo of drum&rdquo;, embedded by the CLIP whose picture embeddings it was trained with.
 Scores are of the target source, on held-out mixtures of two sounds.</p>
 """

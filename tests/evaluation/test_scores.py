@@ -182,7 +182,7 @@ def check_sweep_report(trained: Path, summary: dict, folder: Path) -> None:
 def check_demo_report(trained: Path, evaluation: Evaluation, summary: dict, out: Path) -> None:
     shutil.copytree(trained, out / "run")
     examples = separate_examples(evaluation, out / "audio")
-    page = write_demo_report(out, summary | {"seconds": {"total": 1.0}}, examples).read_text()
+    page = write_demo_report(out, summary | {"seconds": {"total": 1.0}}, examples, "sounds").read_text()
     assert "Loudness mean ± s.e." in page
     assert f"{summary['image']['loudness_mean']:.2f} ± {summary['image']['loudness_sem']:.2f}" in page
     assert f"<p>Loudness: mixture {examples[0].scores['loudness']['mixture']:.1f} dB" in page
