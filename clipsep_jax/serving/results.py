@@ -17,12 +17,14 @@ _BLOCK_SAMPLES = 2**16
 def show_result(service: Service, result: Result) -> str:
     """Players of every sound beside the mixture, what tells whether it is there, and the spectrograms."""
     made = result.separated
-    mixture = url_of(result, made.paths[-1].name)
-    parts = []
+    mixture, parts = url_of(result, made.paths[-1].name), []
+    drawn = [peaks(path) for path in made.paths]
+    loudest = max(float(each.max(initial=0.0)) for each in drawn) or 1.0
     for number, (title, path) in enumerate(zip(result.titles[:-1], made.paths[:-1], strict=True)):
         is_told = service.separator.presence is not None and number < len(made.presence)
         presence = made.presence[number] if is_told else ()
-        parts.append(_show_stem(title, url_of(result, path.name), mixture, path, presence, silent=path in made.silent))
+        shape = _draw_peaks(drawn[number] / loudest)
+        parts.append(_show_stem(title, url_of(result, path.name), mixture, shape, presence, silent=path in made.silent))
     if made.gain < 1:
         parts.append(
             f"<p>All sounds are written {made.gain:.2f} times as loud, as they exceed full scale together.</p>"
@@ -39,12 +41,12 @@ def show_result(service: Service, result: Result) -> str:
     return done + "\n".join(parts)
 
 
-def _show_stem(title: str, url: str, mixture: str, path: Path, presence: Sequence[float], *, silent: bool) -> str:
+def _show_stem(title: str, url: str, mixture: str, shape: str, presence: Sequence[float], *, silent: bool) -> str:
     name = html.escape("what is left" if title == "residual" else title)
     said = "<p>This sound is not likely to be there, so its file is silent.</p>" if silent else ""
     return f"""<section class="stem"><h2>{name}</h2>{said}
 <clipsep-player data-mixture="{html.escape(mixture)}">
-{_peaks_of(path)}<audio controls preload="metadata" src="{html.escape(url)}" aria-label="{name}"></audio>
+{shape}<audio controls preload="metadata" src="{html.escape(url)}" aria-label="{name}"></audio>
 </clipsep-player>
 {_curve(presence)}<p><a href="{html.escape(url)}" download>Download {name}</a></p></section>"""
 
@@ -62,10 +64,10 @@ def peaks(path: Path) -> Float[np.ndarray, " C"]:
     return np.asarray(found)
 
 
-def _peaks_of(path: Path) -> str:
-    bars = "".join(f"M{n} {50 - 49 * peak:.1f}V{50 + 49 * peak:.1f}" for n, peak in enumerate(peaks(path)))
+def _draw_peaks(heights: Float[np.ndarray, " C"]) -> str:
+    bars = "".join(f"M{n} {50 - 49 * height:.1f}V{50 + 49 * height:.1f}" for n, height in enumerate(heights))
     return (
-        f'<svg class="peaks" viewBox="0 0 {_COLUMNS} 100" preserveAspectRatio="none" aria-hidden="true">'
+        f'<svg class="peaks" viewBox="0 0 {len(heights)} 100" preserveAspectRatio="none" aria-hidden="true">'
         f'<path d="{bars}" /></svg>'
     )
 
