@@ -174,21 +174,24 @@ def measure(model: Path) -> dict[str, Any]:
 def attack(model: Path) -> dict[str, Any]:
     """What hostile uploads get, and what is left of them."""
     with TemporaryDirectory() as temporary:
-        home = Path(temporary)
+        home = Path(temporary) / "a" / "b" / "c" / "d"  # so that ../../.. from it is seen
+        home.mkdir(parents=True)
         limits = ("--upload-seconds", str(MOST_SECONDS_OF_A_BODY), "--upload-megabytes", "50")
         with serving(model, home, *limits) as (address, _), httpx.Client(base_url=address, timeout=60) as client:
-            before = set(home.rglob("*"))
+            before = set(Path(temporary).rglob("*"))
             answers = [_separate(client, *upload) for upload in hostile_uploads()]
             requests = hostile_requests(address)
             is_well = client.get("/health").status_code == 200
-            new = {str(path.relative_to(home)) for path in set(home.rglob("*")) - before}
-            outside = sorted(name for name in new if not name.startswith("clipsep-serve-"))
+            new = set(Path(temporary).rglob("*")) - before
+            (own,) = home.glob("clipsep-serve-*")
+            outside = sorted(str(path) for path in new if own not in path.parents)
         left = [path.name for path in home.glob("clipsep-serve-*")]
         log = (home / "log").read_text()
     codes = [answer.status_code for answer in answers]
     return {
         "uploads": len(answers),
         "answers": {str(code): codes.count(code) for code in set(codes)},
+        "without_a_sentence": sum(not answer.json()["error"].isprintable() for answer in answers),
         "tracebacks_told": sum("Traceback" in answer.text or "site-packages" in answer.text for answer in answers),
         "requests": requests,
         "is_well_afterwards": is_well,

@@ -60,5 +60,6 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
         keep_gigabytes=options.keep_gigabytes,
     )
     examples = read_examples(options.examples) if options.examples else ()
-    separator = Separator.load(options.model, download=options.download)
+    place = options.model.resolve() if options.model.is_dir() else options.model  # for messages to replace whole
+    separator = Separator.load(place, download=options.download)
     serve(separator, limits, examples, host=options.host, port=options.port, token=token, tell=say)

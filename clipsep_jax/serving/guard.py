@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 import json
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -24,6 +23,7 @@ _PAGE = "/gradio_api/"
 _JSON_DOORS = {"queue/join", "run/predict", "cancel", "reset"}
 _PAGE_DOORS = _JSON_DOORS | {"queue/data", "upload", "upload_progress", "startup-events"}
 _HEARTBEAT = "heartbeat/"
+_BODY = {"content-length", "transfer-encoding"}  # headers of requests that have one
 _HEADERS = {
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; "
@@ -54,6 +54,7 @@ class Guard:
     def __init__(self, app: _App, limits: Limits, uploads: Path, token: str | None, hosts: Sequence[str] = LOOPBACK):
         self._app, self._limits, self._uploads = app, limits, uploads.resolve()
         self.token, self.hosts = token, tuple(hosts)
+        self._bytes_coming = 0  # of all requests that are not answered
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: _Receive, send: _Send) -> None:
         if scope["type"] == "lifespan":
@@ -61,7 +62,9 @@ class Guard:
             return
         if scope["type"] != "http":
             return  # a connection of another kind is closed
-        body, has_answered = _Body(receive, self._limits), False
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        body = _Body(receive, self._limits, self._admit, has_none=not _BODY & headers.keys())
+        has_answered = False
 
         async def answer(message: _Message) -> None:
             nonlocal has_answered
@@ -76,15 +79,21 @@ class Guard:
             await send(message)
 
         try:
-            headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
             self._check_caller(headers)
             await self._app(scope, await self._checked(scope["path"], headers, body), answer)
             refusal = body.refusal
         except _Refused as refused:
             refusal = refused
+        finally:
+            self._bytes_coming -= body.num_bytes
         if refusal and not has_answered:
             body.refusal = None
             await _refuse(answer, refusal)
+
+    def _admit(self, num_bytes: int) -> bool:
+        """Whether so much more may come, beside all that others send at the same time."""
+        self._bytes_coming += num_bytes
+        return self._bytes_coming <= self._limits.keep_gigabytes * 10**9
 
     def _check_caller(self, headers: dict[str, str]) -> None:
         host = headers.get("host", "")
@@ -115,8 +124,14 @@ class Guard:
         return await self._without_addresses(body) if is_json else body.receive
 
     def _is_upload(self, rest: str) -> bool:
-        path = Path(rest.removeprefix("file="))
-        return rest.startswith("file=/") and self._uploads in path.resolve().parents
+        return rest.startswith("file=/") and self._is_below(rest.removeprefix("file="))
+
+    def _is_below(self, path: str) -> bool:
+        """Whether a path leads to what clients sent."""
+        try:
+            return self._uploads in Path(path).resolve().parents
+        except (OSError, ValueError):  # no file can have it
+            return False
 
     async def _without_addresses(self, body: "_Body") -> _Receive:
         """A request of JSON that names no file but what its client sent, and nothing on other servers."""
@@ -137,7 +152,7 @@ class Guard:
     def _check_paths(self, value: Any) -> None:
         if isinstance(value, dict):
             path = value.get("path")
-            if path is not None and not (isinstance(path, str) and self._uploads in Path(path).resolve().parents):
+            if path is not None and not (isinstance(path, str) and self._is_below(path)):
                 raise _Refused(400, "Send the file itself; addresses and paths are not followed.")
             value = list(value.values())
         for each in value if isinstance(value, list) else ():
@@ -149,15 +164,16 @@ class _Body:
 
     Attributes:
         most_bytes: that it may have.
+        num_bytes: that it has so far.
         is_whole: whether it has come to its end.
         refusal: why no more of it is taken.
     """
 
-    def __init__(self, receive: _Receive, limits: Limits):
-        self._receive, self._limits = receive, limits
+    def __init__(self, receive: _Receive, limits: Limits, admit: Callable[[int], bool], *, has_none: bool):
+        self._receive, self._limits, self._admit = receive, limits, admit
         self._end = asyncio.get_running_loop().time() + limits.upload_seconds
-        self._count = 0
-        self.most_bytes, self.is_whole = limits.upload_bytes, False
+        self.num_bytes = 0
+        self.most_bytes, self.is_whole = limits.upload_bytes, has_none
         self.refusal: _Refused | None = None
 
     async def receive(self) -> _Message:
@@ -177,10 +193,14 @@ class _Body:
             seconds = self._limits.upload_seconds
             self.refusal = _Refused(408, f"The request did not come within {seconds} seconds.")
             raise self.refusal from None
-        self._count += len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        self.num_bytes += size
         self.is_whole = not message.get("more_body", False)
-        if self._count > self.most_bytes:
+        if not self._admit(size):
+            self.refusal = _Refused(503, "Too much comes at once; try again in a minute.", ((b"retry-after", b"60"),))
+        if self.num_bytes > self.most_bytes:
             self.refusal = self.too_large()
+        if self.refusal:
             raise self.refusal
         return message
 
@@ -200,7 +220,7 @@ def _token_in(headers: dict[str, str]) -> bytes:
     if kind.lower() == "basic":
         try:
             return base64.b64decode(value).partition(b":")[2]
-        except binascii.Error:
+        except ValueError:
             return b""
     return b""
 

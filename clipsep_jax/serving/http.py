@@ -17,7 +17,7 @@ from clipsep_jax.errors import InputError
 from clipsep_jax.queries.kinds import kind_of
 from clipsep_jax.separation.stem_files import StemFormat
 from clipsep_jax.serving.line import Full, Ticket
-from clipsep_jax.serving.service import FAULT, Asked, Result, Service, remove
+from clipsep_jax.serving.service import FAULT, Asked, Fault, Result, Service, remove
 
 BUSY = "Too many recordings wait; try again in a minute."
 Takes = Literal["queries", "images", "examples"]
@@ -84,11 +84,12 @@ def build_app(service: Service) -> FastAPI:
         description="Pull sounds out of recordings by a sentence.",
         docs_url=None,  # these pages load scripts of other servers
         redoc_url=None,
-        responses={status: {"model": Error} for status in (400, 401, 408, 413, 503)},
+        responses={status: {"model": Error} for status in (400, 401, 403, 404, 408, 413, 421, 500, 503)},
     )
     app.add_exception_handler(InputError, _sentence(400))
     app.add_exception_handler(Full, _sentence(503, BUSY, {"Retry-After": "60"}))
-    app.add_exception_handler(Exception, _sentence(500, FAULT))
+    for kind in (Fault, Exception):
+        app.add_exception_handler(kind, _sentence(500, FAULT))
     app.add_exception_handler(RequestValidationError, _explain)
     app.add_exception_handler(HTTPException, _explain_http)
     _add_routes(app, service)

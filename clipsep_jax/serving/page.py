@@ -15,10 +15,10 @@ from clipsep_jax.serving.examples import Example
 from clipsep_jax.serving.http import BUSY
 from clipsep_jax.serving.line import Full
 from clipsep_jax.serving.results import show_result
-from clipsep_jax.serving.service import Asked, Service, Upload, name_of
+from clipsep_jax.serving.service import Asked, Fault, Service, Upload, name_of
 
 _HERE = Path(__file__).parent
-_TELL_SECONDS = 0.2
+_TELL_SECONDS, _TELL_AGAIN = 0.2, 10
 _PICTURES = [".jpg", ".jpeg", ".png", ".webp"]
 
 
@@ -28,7 +28,7 @@ def add_page(app: Any, service: Service, examples: Sequence[Example] = ()) -> An
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio
 
-    return gradio.mount_gradio_app(
+    mounted = gradio.mount_gradio_app(
         app,
         _blocks(gradio, service, examples),
         path="/",
@@ -38,10 +38,14 @@ def add_page(app: Any, service: Service, examples: Sequence[Example] = ()) -> An
         pwa=False,
         mcp_server=False,
         run_history=False,
+        enable_monitoring=False,
+        show_error=False,
         theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css_paths=_HERE / "page.css",
         head=f"<script>{(_HERE / 'player.js').read_text('utf-8')}</script>",
     )
+    service.keep_what_is_there()  # Gradio's copies of the examples
+    return mounted
 
 
 def _blocks(gradio: Any, service: Service, offered: Sequence[Example]) -> Any:
@@ -51,9 +55,8 @@ def _blocks(gradio: Any, service: Service, offered: Sequence[Example]) -> Any:
         gradio.HTML(_INTRODUCTION.format(minutes=limits.recording_minutes, megabytes=limits.upload_megabytes))
         with gradio.Row():
             recording = gradio.File(label="A recording or a video", file_types=sounds, height=140)
-            microphone = gradio.Audio(
-                sources="microphone", type="filepath", format="wav", editable=False, label="Or record"
-            )
+            # No `format`: with one, Gradio would have ffmpeg read what a client sends.
+            microphone = gradio.Audio(sources="microphone", type="filepath", editable=False, label="Or record")
         takes_text = not kind.hears_examples and not kind.scores_best_mask
         queries = gradio.Textbox(
             label="What to pull out, a line each", placeholder=_placeholder(service), lines=2, visible=takes_text
@@ -118,21 +121,24 @@ async def _separated(service: Service, asked: Asked) -> AsyncIterator[str]:
     except Full:
         yield _alert(BUSY)
         return
-    told = ""
+    told, again = "", 0
     try:
         while not ticket.future.done():
             text = _status(service.line.place(ticket), ticket.share)
-            if text != told:
+            if text != told or again >= _TELL_AGAIN:  # Gradio sees that a page was closed when it is told something
                 yield text
-                told = text
+                told, again = text, 0
+            again += 1
             await asyncio.sleep(_TELL_SECONDS)
     except BaseException:  # the page was closed
         ticket.leave()
         raise
     try:
-        yield await asyncio.to_thread(show_result, service, ticket.future.result())
-    except (InputError, RuntimeError) as error:
+        result = ticket.future.result()
+    except (InputError, Fault) as error:
         yield _alert(str(error))
+        return
+    yield await asyncio.to_thread(show_result, service, result)
 
 
 def _upload(path: str) -> Upload:

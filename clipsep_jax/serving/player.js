@@ -21,6 +21,10 @@ class ClipsepPlayer extends HTMLElement {
       if (Math.abs(this.drift()) > MOST_DRIFT_SECONDS) this.mixture.currentTime = this.sound.currentTime;
     });
     this.sound.addEventListener("timeupdate", () => this.follow());
+    this.sound.addEventListener("volumechange", () => {
+      this.mixture.volume = this.sound.volume;
+      if (!this.sound.muted) this.hear(false);
+    });
     const peaks = this.querySelector(".peaks");
     peaks.addEventListener("click", (event) => {
       const box = peaks.getBoundingClientRect();
@@ -48,20 +52,20 @@ class ClipsepPlayer extends HTMLElement {
     else other.playbackRate = this.rate * (1 - Math.max(-MOST_HURRY, Math.min(MOST_HURRY, 2 * ahead)));
   }
 
+  hear(mixture) {
+    this.mixture.muted = !mixture;
+    this.sound.muted = mixture;
+    this.mixture.playbackRate = this.sound.playbackRate = this.rate;
+    this.querySelector(".switch").setAttribute("aria-pressed", String(mixture));
+  }
+
   makeSwitch() {
     const button = document.createElement("button");
     button.type = "button";
     button.className = "switch";
     button.textContent = "Hear the mixture";
     button.setAttribute("aria-pressed", "false");
-    button.addEventListener("click", () => {
-      const hearsMixture = button.getAttribute("aria-pressed") !== "true";
-      this.mixture.volume = this.sound.volume;
-      this.mixture.playbackRate = this.sound.playbackRate = this.rate;
-      this.mixture.muted = !hearsMixture;
-      this.sound.muted = hearsMixture;
-      button.setAttribute("aria-pressed", String(hearsMixture));
-    });
+    button.addEventListener("click", () => this.hear(button.getAttribute("aria-pressed") !== "true"));
     return button;
   }
 }

@@ -20,7 +20,8 @@ def show_result(service: Service, result: Result) -> str:
     mixture, parts = url_of(result, made.paths[-1].name), []
     drawn = [peaks(path) for path in made.paths]
     loudest = max(float(each.max(initial=0.0)) for each in drawn) or 1.0
-    for number, (title, path) in enumerate(zip(result.titles[:-1], made.paths[:-1], strict=True)):
+    titles = [*result.titles[:-2], "what is left"]
+    for number, (title, path) in enumerate(zip(titles, made.paths[:-1], strict=True)):
         is_told = service.separator.presence is not None and number < len(made.presence)
         presence = made.presence[number] if is_told else ()
         shape = _draw_peaks(drawn[number] / loudest)
@@ -42,7 +43,7 @@ def show_result(service: Service, result: Result) -> str:
 
 
 def _show_stem(title: str, url: str, mixture: str, shape: str, presence: Sequence[float], *, silent: bool) -> str:
-    name = html.escape("what is left" if title == "residual" else title)
+    name = html.escape(title)
     said = "<p>This sound is not likely to be there, so its file is silent.</p>" if silent else ""
     return f"""<section class="stem"><h2>{name}</h2>{said}
 <clipsep-player data-mixture="{html.escape(mixture)}">

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from clipsep_jax.errors import InputError
 from clipsep_jax.separation.separator import Separator
@@ -23,6 +24,7 @@ from clipsep_jax.serving.service import Service
 MOST_CONNECTIONS = 200
 _LEAST_TOKEN_LETTERS = 16
 _SECONDS_TO_END = 5
+_SECONDS_TO_ASK = 10  # at least, twice as many at most
 
 
 def read_token(path: Path) -> str:
@@ -35,10 +37,11 @@ def read_token(path: Path) -> str:
         token = path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as the file of a token; write one line of text into it.") from error
-    if len(token) < _LEAST_TOKEN_LETTERS:
+    if len(token) < _LEAST_TOKEN_LETTERS or not token.isascii() or not token.isprintable():
         example = secrets.token_urlsafe(24)
         raise InputError(
-            f"The token in {path} has fewer than {_LEAST_TOKEN_LETTERS} letters; take a longer one, such as {example}."
+            f"The token in {path} has fewer than {_LEAST_TOKEN_LETTERS} letters, or others than of ASCII; take one "
+            f"such as {example}."
         )
     return token
 
@@ -100,13 +103,30 @@ def open_server(
             )  # fmt: skip
             config = uvicorn.Config(
                 app, log_level="warning", limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=30,
-                server_header=False, timeout_graceful_shutdown=_SECONDS_TO_END,
+                server_header=False, timeout_graceful_shutdown=_SECONDS_TO_END, http=_Impatient, ws="none",
             )  # fmt: skip
             name = f"[{host}]" if ":" in host else host
             yield uvicorn.Server(config), f"http://{name}:{listener.getsockname()[1]}", listener
         finally:
             tempfile.tempdir = before
             service.close()
+
+
+class _Impatient(H11Protocol):
+    """Hangs up on who asks for nothing, or does not come to an end of asking."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._look_again(None)
+
+    def _look_again(self, before: Any) -> None:
+        if self.transport.is_closing():
+            return
+        waits = self.cycle is None or self.cycle.response_complete
+        if waits and before == (self.cycle,):
+            self.transport.close()
+        else:
+            self.loop.call_later(_SECONDS_TO_ASK, self._look_again, (self.cycle,) if waits else None)
 
 
 def _listen(host: str, port: int) -> socket.socket:

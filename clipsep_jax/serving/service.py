@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
@@ -22,13 +23,19 @@ from clipsep_jax.separation.stem_files import WAV, StemFormat
 from clipsep_jax.separation.targets import Target, read_targets
 from clipsep_jax.serving.limits import Limits
 from clipsep_jax.serving.line import Line, Ticket
+from clipsep_jax.sound_files import open_sound
 from clipsep_jax.terminal import printable, say
 
 FAULT = "Something went wrong on the server; its log says what."
+_OF_THE_KEPT = 0.5  # that one result may take
 MOST_TEXT_LETTERS = 500  # of a query
 _MOST_NAME_LETTERS = 80
 _TIDY_SECONDS = 30
 _BLOCK_BYTES = 2**20
+
+
+class Fault(Exception):
+    """Something of ours went wrong, and is in the log."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,11 @@ class Asked:
     pictures: tuple[Upload, ...] = ()
     examples: tuple[Upload, ...] = ()
     form: StemFormat = WAV
+
+    @property
+    def uploads(self) -> tuple[Upload, ...]:
+        """All files."""
+        return self.recording, *self.pictures, *self.examples
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,9 @@ class Service:
         self.line = Line(limits.waiting)
         for folder in self._folders:
             folder.mkdir(parents=True)
-        self._closed = threading.Event()
+        self._closed, self._tidying = threading.Event(), threading.Lock()
+        self._in_use: Counter[Path] = Counter()  # files that tickets wait to read
+        self._for_ever: frozenset[Path] = frozenset()
         self._tidier = threading.Thread(target=self._tidy_for_ever, daemon=True)
         self._tidier.start()
 
@@ -122,6 +136,10 @@ class Service:
 
         return self.line.join(work)
 
+    def keep_what_is_there(self) -> None:
+        """Whatever lies here now is never removed before the end."""
+        self._for_ever = frozenset(path for folder in self._folders for path in folder.iterdir())
+
     def keep(self, file: BinaryIO, name: str) -> Upload:
         """Copies what a client sends to a place and a name of our own."""
         path = self.uploads / secrets.token_urlsafe(16)
@@ -132,7 +150,7 @@ class Service:
     def submit(self, asked: Asked) -> Ticket[Result]:
         """Puts a recording in line.
 
-        Its future raises InputError, in words that name the client's files, or RuntimeError after a fault of ours.
+        Its future raises InputError, in words that name the client's files, or Fault after one of ours.
 
         Raises:
             InputError: too much is asked for.
@@ -143,20 +161,37 @@ class Service:
             raise InputError(f"{num_targets} sounds are asked for; ask for at most {self.limits.targets} at once.")
         if any(len(text) > MOST_TEXT_LETTERS for text in (*asked.queries, *asked.without)):
             raise InputError(f"A query has more than {MOST_TEXT_LETTERS} letters; use fewer words.")
-        return self.line.join(lambda ticket: self._separate(asked, ticket))
+        named = len(asked.without) + sum(text.count(" + ") + 1 for text in asked.queries)
+        if named > 2 * self.limits.targets:
+            raise InputError(f"{named} sounds are named; name at most {2 * self.limits.targets} at once.")
+        files = [upload.path for upload in asked.uploads]
+        ticket = self.line.join(lambda ticket: self._separate(asked, ticket))
+        with self._tidying:
+            self._in_use.update(files)
+        ticket.future.add_done_callback(lambda _: self._let_go(files))
+        return ticket
+
+    def _let_go(self, files: Sequence[Path]) -> None:
+        with self._tidying:
+            self._in_use.subtract(files)
+            self._in_use += Counter()  # drops those that nobody reads
 
     def file(self, key: str, name: str) -> Path | None:
         """A file of a result, if it is still there."""
-        path = self.results / key / name
-        is_ours = path.parent.parent == self.results and {key, name}.isdisjoint({"", ".", ".."})
-        return path if is_ours and "/" not in key + name and path.is_file() else None
+        if {key, name} & {"", ".", ".."} or set("/\\\0") & set(key + name):
+            return None
+        with suppress(OSError):  # a name that no file can have
+            path = self.results / key / name
+            return path if path.is_file() else None
+        return None
 
     def _separate(self, asked: Asked, ticket: Ticket[Result]) -> Result:
         key = secrets.token_urlsafe(16)
         out = self.results / key
         try:
             model = str(self.separator.model_dir.folder)
-            with _as_the_client_says(model, [asked.recording, *asked.pictures, *asked.examples]):
+            with _as_the_client_says(model, asked.uploads):
+                self._check_room(asked)
                 job = Job(
                     self._targets(asked),
                     out,
@@ -176,6 +211,19 @@ class Service:
         finally:
             self._tidy()
         return Result(key, tuple(job.titles(self.separator)), separated)
+
+    def _check_room(self, asked: Asked) -> None:
+        """Refuses a recording whose stems would take more than their share of the disk."""
+        with open_sound(asked.recording.path, 60 * self.limits.recording_minutes) as sound:
+            seconds = sound.seconds or 60 * self.limits.recording_minutes
+            size = 2 * sound.rate_hz * sound.num_channels * seconds
+        stems = len(asked.queries) + len(asked.pictures) + len(asked.examples) + 2
+        most = _OF_THE_KEPT * self.limits.keep_gigabytes * 10**9
+        if size * stems > most:
+            raise InputError(
+                f"The stems of {asked.recording.path} would take {size * stems / 10**9:.1f} GB, more than the "
+                f"{most / 10**9:.1f} GB for one recording here; ask for fewer, or send less sound or fewer channels."
+            )
 
     def _targets(self, asked: Asked) -> tuple[Target, ...]:
         texts = [*(("without", text) for text in asked.without), *(("query", text) for text in asked.queries)]
@@ -199,13 +247,18 @@ class Service:
     def _tidy(self) -> None:
         """Removes what is too old, and the oldest where there is too much."""
         oldest = time.time() - 60 * self.limits.keep_minutes
-        found = sorted(_age_and_size(path) for folder in self._folders for path in folder.iterdir())
-        total = sum(size for _, size, _ in found)
-        for changed, size, path in found:
-            if changed > oldest and total <= self.limits.keep_gigabytes * 10**9:
-                break
-            total -= size
-            remove(path)
+        with self._tidying:
+            there = [path for folder in self._folders for path in folder.iterdir() if path not in self._for_ever]
+            found = sorted(_age_and_size(path) for path in there if not self._is_in_use(path))
+            total = sum(size for _, size, _ in found)
+            for changed, size, path in found:
+                if changed > oldest and total <= self.limits.keep_gigabytes * 10**9:
+                    break
+                total -= size
+                remove(path)
+
+    def _is_in_use(self, path: Path) -> bool:
+        return any(path == each or path in each.parents for each in self._in_use)
 
 
 def name_of(text: str) -> str:
@@ -252,4 +305,4 @@ def _as_the_client_says(model: str, uploads: Sequence[Upload]) -> Iterator[None]
         raise
     except Exception as error:
         say("".join(traceback.format_exception(error)), error=True)
-        raise RuntimeError(FAULT) from None
+        raise Fault(FAULT) from None

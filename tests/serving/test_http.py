@@ -19,6 +19,7 @@ from PIL import Image
 
 import clipsep_jax
 from clipsep_jax.errors import InputError
+from clipsep_jax.serving import server as server_module
 from clipsep_jax.serving import service as service_module
 from clipsep_jax.serving.limits import Limits
 from clipsep_jax.serving.server import read_token
@@ -74,6 +75,16 @@ def test_pictures_are_queries_under_their_own_names(client, recording):
     assert made["stems"][0]["url"].endswith("/a_bell.wav")
 
 
+def test_a_recording_whose_stems_would_fill_the_disk_is_refused(start, tmp_path):
+    long = tmp_path / "long.wav"
+    with soundfile.SoundFile(long, "w", 48_000, 8, "PCM_U8", format="WAV") as file:
+        file.write(np.zeros((48_000 * 130, 8), np.float32))
+    client = start(limits=Limits(keep_gigabytes=1))
+    answer = separate(client, long, queries=["a"] * 4)
+    assert answer.status_code == 400
+    assert "long.wav would take 0.6 GB, more than the 0.5 GB" in answer.json()["error"]
+
+
 def test_a_picture_of_too_many_pixels_is_refused(client, recording):
     bomb = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xff\xff\0\0\xff\xff\x08\x02\0\0\0\xc4\x37\x1b\xd8"
     files = [("file", ("a.wav", recording.read_bytes())), ("images", ("bomb.png", bomb))]
@@ -121,6 +132,8 @@ def test_what_is_no_sound_is_refused_in_a_sentence(client, name, content, words)
         ({}, "file"),
         ({"queries": ["a"] * 9}, "at most 8"),
         ({"queries": "a" * 501}, "500 letters"),
+        ({"queries": "a", "without": ["b"] * 16}, "17 sounds"),
+        ({"queries": " + ".join("abcdefghijklmnopq")}, "17 sounds"),
         ({"queries": "a", "reply": "tar"}, "reply"),
         ({"queries": "a", "format": "exe"}, "format"),
     ],
@@ -137,14 +150,48 @@ def test_a_query_is_asked_for(client, recording):
     assert "query" in answer.json()["error"]
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/results/x/y", "/results/../uploads", "/results/%2e%2e/%2e%2e", "/results/..%2f..%2fetc/passwd", "/nothing"],
-)
+@pytest.mark.parametrize("path", ["/results/x/y", "/nothing", f"/results/x/{'y' * 300}"])
 def test_nothing_but_results_can_be_fetched(client, path):
     answer = client.get(path)
     assert answer.status_code == 404
     assert answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["KEY/../secret", "KEY%2f..%2fsecret/x", "../secret/x", "%2e%2e/secret", "KEY/%2e%2e%2fsecret", "KEY/..%5csecret"],
+)
+def test_no_way_leads_out_of_the_results(trained, recording, tmp_path, monkeypatch, path):
+    """Bytes as they are, since clients would tidy the path; files named `secret` lie beside the result and above it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with running(trained) as address, httpx.Client(base_url=address, timeout=60) as client:
+        key = separate(client, recording, queries="buzz").json()["stems"][0]["url"].split("/")[2]
+        (root,) = tmp_path.glob("clipsep-serve-*")
+        for place in (root, root / "results"):
+            (place / "secret").write_text("secret")
+        server = urlsplit(address)
+        with socket.create_connection((server.hostname, server.port), timeout=10) as connection:
+            asked = f"GET /results/{path.replace('KEY', key)} HTTP/1.1"
+            connection.sendall(f"{asked}\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
+            answer = b"".join(iter(lambda: connection.recv(4_096), b""))
+    assert b" 404 " in answer.split(b"\r\n")[0]
+    assert not answer.endswith(b"secret")
+
+
+def test_who_asks_for_nothing_is_hung_up_on(start, monkeypatch):
+    monkeypatch.setattr(server_module, "_SECONDS_TO_ASK", 0.2)
+    client = start()
+    url = urlsplit(str(client.base_url))
+    whole = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    for said in (b"", whole[:30], whole + b"GET /"):
+        with socket.create_connection((url.hostname, url.port), timeout=10) as connection:
+            connection.sendall(said)
+            while connection.recv(4_096):  # until the other end is closed
+                pass
+
+
+def test_connections_are_kept_for_the_next_request(client):
+    assert "close" not in client.get("/health").headers.get("connection", "")
 
 
 def test_a_fault_of_ours_is_told_without_its_insides(client, recording, monkeypatch, capfd):
@@ -248,7 +295,8 @@ def test_a_token_is_asked_for_where_others_can_come(start, trained, tmp_path):
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"].startswith("Basic")
     assert client.get("/health", headers={"Authorization": "Bearer wrong"}).status_code == 401
-    assert client.get("/health", headers={"Authorization": "Basic %%%"}).status_code == 401
+    for wrong in (b"Basic %%%", b"Basic \xe9", b"Bearer \xe9", b"Basic"):
+        assert client.get("/health", headers={b"Authorization": wrong}).status_code == 401
     assert client.get("/health", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
     assert client.get("/health", auth=("anyone", TOKEN)).status_code == 200
 
@@ -269,9 +317,10 @@ def test_tokens_are_read_and_short_ones_refused(tmp_path):
     path = tmp_path / "token"
     path.write_text(f"  {TOKEN}\n")
     assert read_token(path) == TOKEN
-    path.write_text("short")
-    with pytest.raises(InputError, match="fewer than 16 letters"):
-        read_token(path)
+    for wrong in ("short", "ä" * 20, "ab\nc" * 10):
+        path.write_text(wrong)
+        with pytest.raises(InputError, match="fewer than 16 letters"):
+            read_token(path)
     with pytest.raises(InputError, match="cannot be read"):
         read_token(tmp_path / "none")
 
@@ -295,7 +344,17 @@ def test_old_results_are_removed_and_the_oldest_where_there_is_too_much(trained,
                 file.truncate(4 * 10**8)
             for path in (folder / "stem.wav", folder):
                 os.utime(path, (now - age, now - age))
+        waiting, example = service.uploads / "waiting", service.page_uploads / "example"
+        for path in (waiting, example):
+            path.touch()
+            os.utime(path, (now - 100, now - 100))
+        service._for_ever, service._in_use[waiting] = frozenset({example}), 1
         service._tidy()
         assert {path.name for path in service.results.iterdir()} == {"b", "c"}
+        assert waiting.exists()
+        assert example.exists()
+        service._let_go([waiting])
+        service._tidy()
+        assert not waiting.exists()
     finally:
         service.close()
