@@ -25,6 +25,7 @@ from clipsep_jax.training.loop import train
 NAMES = (
     "clipsep",
     "clipsep_nit",
+    "clipsep_plus",
     "clipsep_text",
     "clipsep_hybrid",
     "clipsep_middle",

@@ -27,6 +27,8 @@ TOKENIZER_FILES = (
     "merges.txt",
 )
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, PICTURES_FILE, *TOKENIZER_FILES)
+SEPARATOR_FILES = (CONFIG_FILE, "*.safetensors", *(f"query_encoder/{name}" for name in MODEL_FILES))
+_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 
 def resolve_model_folder(name_or_path: str, *, download: bool = True) -> Path:
@@ -43,7 +45,7 @@ def resolve_model_folder(name_or_path: str, *, download: bool = True) -> Path:
     folder = Path(name_or_path)
     if name_or_path and os.path.isdir(folder):  # Path.is_dir raises an error at a name too long for a file
         return folder
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name_or_path, re.ASCII):
+    if not re.fullmatch(_ID, name_or_path, re.ASCII):
         raise InputError(f"'{name_or_path}' is neither a folder nor a Hugging Face id such as owner/name; correct it.")
     cached = _cached(name_or_path)
     if not download:
@@ -59,27 +61,78 @@ def resolve_model_folder(name_or_path: str, *, download: bool = True) -> Path:
     return folder if _has_weights(folder) else _fetched(name_or_path, [*MODEL_FILES, TORCH_FILE])
 
 
-def _cached(name: str) -> Path | None:
+def find_separator(name: str, *, download: bool) -> Path:
+    """The folder of a separator that was published as `owner/name`; `owner/name@revision` always gives the same.
+
+    Args:
+        download: False takes only what was fetched before.
+
+    Raises:
+        InputError: this is no such name, or it cannot be fetched, or is not on this machine and is not to be fetched.
+    """
+    match = re.fullmatch(rf"({_ID})(?:@([\w.-]+))?", name, re.ASCII)
+    if not match:
+        raise InputError(f"{name} is not a folder; give a model directory or a training workdir.")
+    owner_and_name, revision = match.groups()
+    cached = _cached(owner_and_name, revision, list(SEPARATOR_FILES))
+    if not download and not cached:
+        raise InputError(
+            f"{name} is not a folder; give a model directory or a training workdir, or, if this is a model of the "
+            "Hugging Face Hub whose owner you trust, --download."
+        )
+    if not download and cached:
+        return cached
+    folder = _fetched(owner_and_name, list(SEPARATOR_FILES), revision)
+    if not revision:
+        say(f"{name} is taken as it is today; {name}@{folder.name} gives the same for ever.", error=True)
+    return folder
+
+
+def push_folder(folder: Path, name: str, *, private: bool) -> str:
+    """Publishes the files of a folder as `owner/name` on the Hugging Face Hub; gives the address of the commit.
+
+    Raises:
+        InputError: this is no such name, or the Hub does not take it.
+    """
+    from huggingface_hub import HfApi
+
+    if not re.fullmatch(_ID, name, re.ASCII):
+        raise InputError(f"{name!r} is not a name on the Hugging Face Hub; write owner/name.")
+    api = HfApi()
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a clipsep model"))
+    except Exception as error:  # as below
+        raise InputError(
+            f"{name} cannot be written to on the Hugging Face Hub ({_reason(error)}); log in by `hf auth login` with a "
+            "token that may write there."
+        ) from error
+
+
+def _cached(name: str, revision: str | None = None, patterns: list[str] | None = None) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, local_files_only=True))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
     except Exception:  # as below
         return None
     return folder if _has_weights(folder) else None
 
 
-def _fetched(name: str, patterns: list[str]) -> Path:
+def _fetched(name: str, patterns: list[str], revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the client's network errors share no base class across its versions
-        reason = (str(error) or type(error).__name__).split("\n")[0].strip().rstrip(".")
         raise InputError(
-            f"{name} is not a local folder and cannot be fetched from the Hugging Face Hub ({reason}); "
+            f"{name} is not a local folder and cannot be fetched from the Hugging Face Hub ({_reason(error)}); "
             "check the name and the connection, or give a local folder."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).split("\n")[0].strip().rstrip(".")
 
 
 def _has_weights(folder: Path) -> bool:

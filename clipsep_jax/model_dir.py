@@ -18,6 +18,7 @@ from clipsep_jax.data.record_set import EncoderInfo
 from clipsep_jax.encoders.registry import copy_encoder, moved_name
 from clipsep_jax.errors import InputError
 from clipsep_jax.files import check_json, decode_json, encode_json, read_json, write_json
+from clipsep_jax.hub import find_separator
 from clipsep_jax.models.clipsep import CLIPSep, build_model, stored_rules
 from clipsep_jax.queries.centre import Centre
 from clipsep_jax.queries.kinds import kind_of
@@ -130,15 +131,19 @@ def write_weights(folder: Path, model: CLIPSep, step: int, validation_loss: floa
     write_tensors(folder / WEIGHTS_FILE, export_tensors(model, stored_rules(model)), {"progress": progress})
 
 
-def open_model_dir(path: str | Path) -> ModelDir:
-    """Finds a model directory: `path` itself, or the best model of the training workdir `path`.
+def open_model_dir(path: str | Path, *, download: bool = False) -> ModelDir:
+    """Finds a model directory: `path` itself, the best model of the training workdir `path`, or one of the Hub.
+
+    Args:
+        download: whether a model of the Hugging Face Hub, `owner/name` or `owner/name@revision`, is fetched if it is
+            not on this machine.
 
     Raises:
         InputError: there is no model, or it is damaged or of another format.
     """
     path = Path(path).expanduser()
     if not path.is_dir():
-        raise InputError(f"{path} is not a folder; give a model directory or a training workdir.")
+        path = find_separator(str(path), download=download)
     folder = path if (path / CONFIG_FILE).is_file() else path / BEST_FOLDER
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():

@@ -194,7 +194,7 @@ def test_neither_a_folder_nor_an_id(name, tmp_path, monkeypatch):
 def the_hub(folder, asked):
     """A stand-in for the client, which finds nothing in its cache and fetches `folder`."""
 
-    def download(name, allow_patterns=None, local_files_only=False):
+    def download(name, revision=None, allow_patterns=None, local_files_only=False):
         if local_files_only:
             raise LocalEntryNotFoundError("no network")
         asked.update(name=name, patterns=allow_patterns)

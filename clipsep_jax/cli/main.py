@@ -26,6 +26,7 @@ COMMANDS = {
     "serve": ("serve", "Open a page and an HTTP door for separation."),
     "import-torch": ("import_torch", "Turn a checkpoint of the official PyTorch code into a model directory."),
     "export-torch": ("export_torch", "Turn a model into a checkpoint of the official PyTorch code."),
+    "push": ("push", "Publish a model on the Hugging Face Hub, with a card."),
     "info": ("info", "Show what a model directory holds."),
     "demo": ("demo", "Run the whole job on made-up data, or on your own videos, and write a report."),
 }

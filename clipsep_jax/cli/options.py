@@ -43,10 +43,14 @@ def add_mixture_options(parser: argparse.ArgumentParser) -> None:
 def add_model_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds the choice of the model."""
     parser.add_argument(
-        "--model", type=Path, required=required, metavar="DIR", help="model directory or training workdir"
+        "--model",
+        type=Path,
+        required=required,
+        metavar="DIR",
+        help="model directory or training workdir; with --download also owner/name or owner/name@revision of the Hub",
     )
     parser.add_argument(
         "--download",
         action="store_true",
-        help="fetch the query encoder that the model names from the Hugging Face Hub, if it is not on this machine",
+        help="fetch the model, and the query encoder that it names, from the Hugging Face Hub, if not on this machine",
     )

@@ -59,15 +59,16 @@ class Separator:
 
     @classmethod
     def load(cls, path: str | Path, *, download: bool = False) -> "Separator":
-        """Loads a model directory, or the best model of a training workdir.
+        """Loads a model directory, the best model of a training workdir, or `owner/name@revision` of the Hub.
 
         Args:
-            download: whether a query encoder that the model names, and that is not on this machine, is fetched.
+            download: whether such a model, or a query encoder that the model names, is fetched if it is not on this
+                machine.
 
         Raises:
             InputError: there is no model, or it is damaged.
         """
-        return cls(open_model_dir(path), download=download)
+        return cls(open_model_dir(path, download=download), download=download)
 
     @cached_property
     def encoder(self) -> Encoder:

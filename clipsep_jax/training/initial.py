@@ -10,7 +10,6 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from clipsep_jax.errors import InputError
-from clipsep_jax.hub import resolve_model_folder
 from clipsep_jax.model_dir import ModelDir, open_model_dir
 from clipsep_jax.models.clipsep import stored_name
 from clipsep_jax.queries.kinds import kind_of
@@ -74,7 +73,7 @@ def read_initial_weights(run: Run, init: Init) -> InitialWeights:
     Raises:
         InputError: there is no such model, or the networks differ beyond the skipped tensors; what differs is listed.
     """
-    found, skipped = open_model_dir(resolve_model_folder(init.model)), init.skipped
+    found, skipped = open_model_dir(init.model, download=True), init.skipped
     old, shapes = read_tensors(found.folder), run.trainer.shapes
     for pattern in skipped:
         if not any(fits(name, (pattern,)) for name in {*old, *shapes}):
