@@ -19,7 +19,7 @@ def test_every_quoted_sentence_is_in_the_code():
 
 
 def test_a_sentence_that_nothing_prints_is_missed():
-    assert is_in_the_code("The token in FILE has fewer than N letters; take a longer one, such as TEXT.")
+    assert is_in_the_code("The token in FILE has fewer than N letters, or others than of ASCII; take one such as TEXT.")
     assert not is_in_the_code("The token in FILE has fewer than N letters; take a longer token, such as TEXT.")
     assert not is_in_the_code("FILE is N.")
 
