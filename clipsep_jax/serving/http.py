@@ -105,6 +105,19 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def models() -> list[Model]:
         return [_describe(service)]
 
+    @app.get("/results/{key}/{name}", response_class=FileResponse)
+    async def file_of_result(key: str, name: str) -> FileResponse:
+        """A file of a result."""
+        path = service.file(key, name)
+        if path is None:
+            minutes = service.limits.keep_minutes
+            raise HTTPException(404, f"There is no such file; results are removed after {minutes} minutes.")
+        return FileResponse(path, media_type=_TYPES.get(path.suffix), headers={"Cache-Control": "private"})
+
+    _add_separation(app, service)
+
+
+def _add_separation(app: FastAPI, service: Service) -> None:
     @app.post("/separate", response_model=Separation, response_model_exclude_none=False)
     async def separate(
         request: Request,
@@ -137,15 +150,6 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             await asyncio.to_thread(_pack, service, result)
             return FileResponse(service.results / result.key / _ZIP, filename=_ZIP)
         return describe(service, result)
-
-    @app.get("/results/{key}/{name}", response_class=FileResponse)
-    async def file_of_result(key: str, name: str) -> FileResponse:
-        """A file of a result."""
-        path = service.file(key, name)
-        if path is None:
-            minutes = service.limits.keep_minutes
-            raise HTTPException(404, f"There is no such file; results are removed after {minutes} minutes.")
-        return FileResponse(path, media_type=_TYPES.get(path.suffix), headers={"Cache-Control": "private"})
 
 
 async def wait(ticket: Ticket[Result], is_gone: Callable[[], Awaitable[bool]]) -> Result:

@@ -57,7 +57,7 @@ def _blocks(gradio: Any, service: Service, offered: Sequence[Example]) -> Any:
             recording = gradio.File(label="A recording or a video", file_types=sounds, height=140)
             # No `format`: with one, Gradio would have ffmpeg read what a client sends.
             microphone = gradio.Audio(sources="microphone", type="filepath", editable=False, label="Or record")
-        takes_text = not kind.hears_examples and not kind.scores_best_mask
+        takes_text = _takes_text(service)
         queries = gradio.Textbox(
             label="What to pull out, a line each", placeholder=_placeholder(service), lines=2, visible=takes_text
         )
@@ -77,27 +77,8 @@ def _blocks(gradio: Any, service: Service, offered: Sequence[Example]) -> Any:
             gradio.Examples(rows, [recording, queries], label="Or try one of these", cache_examples=False)
         result = gradio.HTML(elem_id="result")
 
-        async def separate(
-            recording: str | None, microphone: str | None, queries: str, without: str, pictures: Any, examples: Any
-        ) -> AsyncIterator[str]:
-            given = recording or microphone
-            if not given:
-                yield _alert("Give a recording first: drop a file, or record one.")
-                return
-            lines, left_out = (
-                tuple(line.strip() for line in (text or "").splitlines() if line.strip()) for text in (queries, without)
-            )
-            asked = Asked(
-                _upload(given),
-                lines,
-                left_out,
-                tuple(map(_upload, pictures or ())),
-                tuple(map(_upload, examples or ())),
-            )
-            if takes_text and not (lines or asked.pictures):
-                yield _alert("Say what to pull out, such as: " + _placeholder(service).splitlines()[0])
-                return
-            async for text in _separated(service, asked):
+        async def separate(*given: Any) -> AsyncIterator[str]:
+            async for text in _answer(service, *given):
                 yield text
 
         button.click(
@@ -111,10 +92,10 @@ def _blocks(gradio: Any, service: Service, offered: Sequence[Example]) -> Any:
     return blocks.queue(max_size=2 * limits.waiting, default_concurrency_limit=None, api_open=False)
 
 
-async def _separated(service: Service, asked: Asked) -> AsyncIterator[str]:
+async def _answer(service: Service, *given: Any) -> AsyncIterator[str]:
     """How far a separation is, then its result or a sentence."""
     try:
-        ticket = service.submit(asked)
+        ticket = service.submit(_asked(service, *given))
     except InputError as error:
         yield _alert(str(error))
         return
@@ -139,6 +120,39 @@ async def _separated(service: Service, asked: Asked) -> AsyncIterator[str]:
         yield _alert(str(error))
         return
     yield await asyncio.to_thread(show_result, service, result)
+
+
+def _asked(
+    service: Service,
+    recording: str | None,
+    microphone: str | None,
+    queries: str | None,
+    without: str | None,
+    pictures: Sequence[str] | None,
+    examples: Sequence[str] | None,
+) -> Asked:
+    """What the fields of the page say.
+
+    Raises:
+        InputError: one that is needed is empty.
+    """
+    sound = recording or microphone
+    if not sound:
+        raise InputError("Give a recording first: drop a file, or record one.")
+    images, sounds = (tuple(map(_upload, some or ())) for some in (pictures, examples))
+    asked = Asked(_upload(sound), _lines(queries), _lines(without), images, sounds)
+    if _takes_text(service) and not (asked.queries or asked.pictures):
+        raise InputError("Say what to pull out, such as: " + _placeholder(service).splitlines()[0])
+    return asked
+
+
+def _takes_text(service: Service) -> bool:
+    kind = kind_of(service.separator.config)
+    return not kind.hears_examples and not kind.scores_best_mask
+
+
+def _lines(text: str | None) -> tuple[str, ...]:
+    return tuple(line.strip() for line in (text or "").splitlines() if line.strip())
 
 
 def _upload(path: str) -> Upload:

@@ -152,7 +152,7 @@ def test_options_that_make_no_sense_are_told(trained, clip_records, tmp_path, ca
     assert main([*arguments, "--init-skip", "x"]) == 2
     assert "name the model with --init" in capsys.readouterr().err
     assert main([*arguments, "--init", str(tmp_path / "none")]) == 2
-    assert "neither a folder nor a Hugging Face id" in capsys.readouterr().err
+    assert "none is not a folder; give a model directory or a training workdir" in capsys.readouterr().err
     assert main([*arguments, "--init", str(trained)]) == 2
     assert "another network than the config's" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
