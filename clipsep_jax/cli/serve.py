@@ -6,6 +6,7 @@ from pathlib import Path
 
 from clipsep_jax.cli.options import add_model_option, positive
 from clipsep_jax.errors import InputError
+from clipsep_jax.serving.limits import DEFAULT_LIMITS, Limits
 from clipsep_jax.terminal import say
 
 DESCRIPTION = """  clipsep serve --model runs/nit
@@ -13,6 +14,15 @@ DESCRIPTION = """  clipsep serve --model runs/nit
 
 Opens a page for people, and POST /separate for programs (GET /openapi.json describes it). One recording is separated
 at a time; others wait in line. Everything lies in a temporary folder, which goes when the server ends (Ctrl-C)."""
+
+_LIMITS = {
+    "upload_megabytes": "the largest request",
+    "upload_seconds": "how long a request may take to come",
+    "recording_minutes": "the longest recording",
+    "waiting": "how many recordings may wait",
+    "keep_minutes": "how long results are kept",
+    "keep_gigabytes": "how much is kept at most; the oldest goes first",
+}
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -26,17 +36,11 @@ def describe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--examples", type=Path, metavar="CSV", help="recordings that the page offers (file,query), as the demo writes"
     )
-    for option, default, words in (
-        ("upload-megabytes", 200, "the largest request"),
-        ("upload-seconds", 120, "how long a request may take to come"),
-        ("recording-minutes", 30, "the longest recording"),
-        ("waiting", 32, "how many recordings may wait"),
-        ("keep-minutes", 60, "how long results are kept"),
-        ("keep-gigabytes", 10, "how much is kept at most; the oldest goes first"),
-    ):
-        metavar = option.rpartition("-")[2].upper() if "-" in option else "N"
+    for name, words in _LIMITS.items():
+        option, default = f"--{name.replace('_', '-')}", getattr(DEFAULT_LIMITS, name)
+        metavar = name.rpartition("_")[2].upper() if "_" in name else "N"
         parser.add_argument(
-            f"--{option}", type=positive, default=default, metavar=metavar, help=f"{words} (default: {default})"
+            option, type=positive, default=default, metavar=metavar, help=f"{words} (default: {default})"
         )
 
 
@@ -44,21 +48,13 @@ def run(options: argparse.Namespace, _: Sequence[str]) -> None:
     """Serves until it is stopped."""
     from clipsep_jax.separation.separator import Separator
     from clipsep_jax.serving.examples import read_examples
-    from clipsep_jax.serving.limits import Limits
 
     try:
         from clipsep_jax.serving.server import read_token, serve
     except ModuleNotFoundError as error:
         raise InputError(f'{error.name} is not installed; run: pip install "clipsep-jax[serve]"') from error
     token = read_token(options.token_file) if options.token_file else None
-    limits = Limits(
-        upload_megabytes=options.upload_megabytes,
-        upload_seconds=options.upload_seconds,
-        recording_minutes=options.recording_minutes,
-        waiting=options.waiting,
-        keep_minutes=options.keep_minutes,
-        keep_gigabytes=options.keep_gigabytes,
-    )
+    limits = Limits(**{name: getattr(options, name) for name in _LIMITS})
     examples = read_examples(options.examples) if options.examples else ()
     place = options.model.resolve() if options.model.is_dir() else options.model  # for messages to replace whole
     separator = Separator.load(place, download=options.download)
